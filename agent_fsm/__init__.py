@@ -1,0 +1,42 @@
+"""An LLM agent loop as an explicit state machine.
+
+Every run ends, within bounds known beforehand; its transcript is valid at every instant; it leaves nothing running;
+what is checked is what runs; nothing is done twice.
+"""
+
+from agent_fsm.config import AgentConfig, Limits
+from agent_fsm.driver import AgentRun, arun_agent, run_agent
+from agent_fsm.errors import (
+    AgentFsmError,
+    ConfigError,
+    MessagesError,
+    NoRowError,
+    RunningLoopError,
+    TableError,
+)
+from agent_fsm.protocol import AgentResult, ModelError, ModelRequest, Prices, State, StopReason, ToolResult, Usage
+from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+
+__all__ = [
+    "AgentConfig",
+    "AgentFsmError",
+    "AgentResult",
+    "AgentRun",
+    "ConfigError",
+    "EchoMCP",
+    "Limits",
+    "LocalMCPInvoker",
+    "MessagesError",
+    "ModelError",
+    "ModelRequest",
+    "NoRowError",
+    "Prices",
+    "RunningLoopError",
+    "State",
+    "StopReason",
+    "TableError",
+    "ToolResult",
+    "Usage",
+    "arun_agent",
+    "run_agent",
+]

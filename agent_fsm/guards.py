@@ -1,0 +1,301 @@
+"""Guards: one small question each, put to the ledger.
+
+A guard is a value. `ledger.failures >= limits.max_consecutive_failures` compares a counter with a limit,
+`ledger.said.is_(Said.CALLS)` reads a flag, and `&`, `|`, `~` combine guards. Declared like this, a guard can be drawn,
+compiled and searched for its thresholds; `opaque` makes one of a function, which can only be called.
+
+A comparison with an absent limit (None) is false.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+from attrs import field, fields, frozen
+
+from agent_fsm.config import Limits
+from agent_fsm.errors import TableError
+from agent_fsm.ledger import Ledger
+
+__all__ = [
+    "ALWAYS",
+    "Both",
+    "Compare",
+    "Either",
+    "Guard",
+    "Is",
+    "Not",
+    "Number",
+    "Opaque",
+    "ledger",
+    "limits",
+    "opaque",
+]
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class Guard:
+    """A named question whose answer is a bool. Call it with a ledger."""
+
+    name: str
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        raise NotImplementedError
+
+    def code(self, bound: dict[str, Any]) -> str:
+        """Return a Python expression over `ledger` and `limits`; what it needs besides is put into *bound*."""
+        raise NotImplementedError
+
+    def parts(self) -> "tuple[Guard, ...]":
+        """The guards that this one combines."""
+        return ()
+
+    def __and__(self, other: "Guard") -> "Guard":
+        return Both(self, other)
+
+    def __or__(self, other: "Guard") -> "Guard":
+        return Either(self, other)
+
+    def __invert__(self) -> "Guard":
+        return Not(self)
+
+    def named(self, name: str) -> "Guard":
+        """Return the same guard under *name*, which diagrams and messages show."""
+        return Named(self, name)
+
+    def leaves(self) -> "Iterator[Guard]":
+        """The comparisons, flags and functions that this guard is made of."""
+        if not self.parts():
+            yield self
+        for part in self.parts():
+            yield from part.leaves()
+
+
+@frozen
+class Always(Guard):
+    """True of every ledger."""
+
+    name: str = field(default="always", init=False)
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return True
+
+    def code(self, bound: dict[str, Any]) -> str:
+        return "True"
+
+
+ALWAYS = Always()
+
+
+@frozen
+class Number:
+    """A number that a guard compares: a counter of the ledger or a limit."""
+
+    owner: str
+    """`ledger` or `limits`."""
+    attribute: str
+    absent: bool
+    """Whether it can be None."""
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.attribute}"
+
+    def read(self, ledger: Ledger) -> Any:
+        """The number's value now; None if it is absent."""
+        return getattr(ledger if self.owner == "ledger" else ledger.limits, self.attribute)
+
+    def __ge__(self, other: Any) -> Guard:
+        return Compare(self, ">=", other)
+
+    def __gt__(self, other: Any) -> Guard:
+        return Compare(self, ">", other)
+
+    def __le__(self, other: Any) -> Guard:
+        return Compare(self, "<=", other)
+
+    def __lt__(self, other: Any) -> Guard:
+        return Compare(self, "<", other)
+
+    def is_(self, value: Any) -> Guard:
+        """True when the field is exactly *value*: a member of an enum, a bool or None."""
+        return Is(self, value)
+
+
+@frozen
+class Compare(Guard):
+    """One number compared with another."""
+
+    left: Number
+    sign: str
+    """One of `<`, `<=`, `>`, `>=`."""
+    right: Number | float
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # derived from the fields, so that it can't disagree with them
+        right = self.right.attribute if isinstance(self.right, Number) else self.right
+        return f"{self.left.attribute} {self.sign} {right}"
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        left = self.left.read(ledger)
+        right = self.right.read(ledger) if isinstance(self.right, Number) else self.right
+        return left is not None and right is not None and _OPERATORS[self.sign](left, right)
+
+    def code(self, bound: dict[str, Any]) -> str:
+        absent = [each for each in (self.left, self.right) if isinstance(each, Number) and each.absent]
+        tests = [f"{each} is not None" for each in absent]
+        return "(" + " and ".join([*tests, f"{self.left} {self.sign} {self.right}"]) + ")"
+
+
+@frozen
+class Is(Guard):
+    """One field that is exactly one value."""
+
+    left: Number
+    value: Any
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # derived from the fields
+        if self.value is True:
+            return self.left.attribute
+        if self.value is False:
+            return f"not {self.left.attribute}"
+        return f"{self.left.attribute} is {self.value.value if isinstance(self.value, Enum) else self.value}"
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return self.left.read(ledger) is self.value
+
+    def code(self, bound: dict[str, Any]) -> str:
+        if self.value is None or isinstance(self.value, bool):
+            return f"({self.left} is {self.value})"
+        key = f"{type(self.value).__name__}_{self.value.name}"
+        bound[key] = self.value
+        return f"({self.left} is {key})"
+
+
+@frozen
+class Both(Guard):
+    """True when both guards are."""
+
+    first: Guard
+    second: Guard
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # derived from the parts
+        return " and ".join(f"({each.name})" if isinstance(each, Either) else each.name for each in self.parts())
+
+    def parts(self) -> tuple[Guard, ...]:
+        return (self.first, self.second)
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return self.first(ledger) and self.second(ledger)
+
+    def code(self, bound: dict[str, Any]) -> str:
+        return f"({self.first.code(bound)} and {self.second.code(bound)})"
+
+
+@frozen
+class Either(Guard):
+    """True when one of the guards is, or both."""
+
+    first: Guard
+    second: Guard
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # derived from the parts
+        return " or ".join(each.name for each in self.parts())
+
+    def parts(self) -> tuple[Guard, ...]:
+        return (self.first, self.second)
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return self.first(ledger) or self.second(ledger)
+
+    def code(self, bound: dict[str, Any]) -> str:
+        return f"({self.first.code(bound)} or {self.second.code(bound)})"
+
+
+@frozen
+class Not(Guard):
+    """True when the guard is not."""
+
+    guard: Guard
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # derived from the part
+        return f"not ({self.guard.name})" if isinstance(self.guard, Both | Either) else f"not {self.guard.name}"
+
+    def parts(self) -> tuple[Guard, ...]:
+        return (self.guard,)
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return not self.guard(ledger)
+
+    def code(self, bound: dict[str, Any]) -> str:
+        return f"(not {self.guard.code(bound)})"
+
+
+@frozen
+class Named(Guard):
+    """A guard under a name of its own."""
+
+    guard: Guard
+    name: str
+
+    def parts(self) -> tuple[Guard, ...]:
+        return (self.guard,)
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        return self.guard(ledger)
+
+    def code(self, bound: dict[str, Any]) -> str:
+        return self.guard.code(bound)
+
+
+@frozen
+class Opaque(Guard):
+    """A guard that is a function of the ledger. It must not read the clock, write, or return anything but a bool."""
+
+    question: Callable[[Ledger], bool]
+    name: str
+
+    def __call__(self, ledger: Ledger, /) -> bool:
+        answer = self.question(ledger)
+        if answer is not True and answer is not False:
+            raise TableError(f"guard {self.name} returned {answer!r}; a guard returns True or False")
+        return answer
+
+    def code(self, bound: dict[str, Any]) -> str:
+        key = f"opaque_{len(bound)}"
+        bound[key] = self
+        return f"{key}(ledger)"
+
+
+def opaque(question: Callable[[Ledger], bool]) -> Guard:
+    """Return a guard that asks *question*, under the function's name."""
+    return Opaque(question, getattr(question, "__name__", repr(question)))
+
+
+class _Fields:
+    """The fields of a class, as numbers to compare: `ledger.failures`."""
+
+    def __init__(self, owner: str, cls: type) -> None:
+        self._owner = owner
+        self._absent = {each.name: "None" in str(each.type) for each in fields(cls)}
+
+    def __getattr__(self, attribute: str) -> Number:
+        if attribute not in self._absent:
+            raise AttributeError(f"the {self._owner} has no {attribute!r}; it has {', '.join(sorted(self._absent))}")
+        return Number(self._owner, attribute, self._absent[attribute])
+
+
+ledger: Any = _Fields("ledger", Ledger)
+"""The ledger's fields, to write guards with."""
+limits: Any = _Fields("limits", Limits)
+"""The limits, to write guards with."""

@@ -1,0 +1,441 @@
+"""Reading: whatever a model or a tool sends becomes an event, and nothing in it can raise.
+
+Text is looked at here, once. Past this module nobody reads what a model wrote.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from agent_fsm.protocol import (
+    Interrupted,
+    Message,
+    ModelFailed,
+    ModelReplied,
+    Said,
+    ToolCall,
+    ToolResult,
+    ToolsFinished,
+    ToolsListed,
+    ToolsUnavailable,
+)
+from agent_fsm.stagnation import novelty
+from agent_fsm.transcript import FRAME_TOKENS, assistant_message, cut, not_run_results, text_size, value_size
+
+__all__ = [
+    "finished",
+    "interrupted",
+    "looks_like_research",
+    "read_outcome",
+    "read_reply",
+    "read_tools",
+    "sounds_unsure",
+]
+
+_CUT_OFF = frozenset({"length", "max_tokens", "model_length"})
+_REFUSING = frozenset({"content_filter", "refusal", "safety", "guardrail_intervened"})
+_LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_ILLEGAL = re.compile(r"[^A-Za-z0-9_-]")
+_SHOWN_CHARS = 500
+"""Characters of what a model wrote amiss that it is shown again."""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+# Built once: json.loads with any argument builds a decoder for each call. NaN and Infinity are Python's, not JSON's.
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+# Replies
+
+
+def read_reply(
+    reply: object, *, now: float, offered: Collection[str], max_calls: int, turn: int = 0
+) -> ModelReplied | ModelFailed:
+    """Return what *reply* amounts to.
+
+    Args:
+        reply: an OpenAI assistant message or a chat.completion, as dicts or objects; or anything else.
+        now: seconds of the run.
+        offered: names of the tools that exist.
+        max_calls: calls that may be run; those beyond it are answered "not run".
+        turn: what makes ids that we give unique in the run.
+    """
+    message, finish = _message_of(reply)
+    if message is None:
+        error = _get(reply, "error")
+        if error:
+            return ModelFailed(
+                now, retryable=True, error=f"the provider sent an error instead of a reply: {_shown(error)}"
+            )
+        message = {}
+    refusal = _text_of(_get(message, "refusal"))
+    text = _text_of(_get(message, "content"))
+    if not refusal and isinstance(finish, str) and finish.lower() in _REFUSING:
+        refusal = text or f"the provider stopped the reply: {finish}"
+    cut_off = isinstance(finish, str) and finish.lower() in _CUT_OFF
+    why_not = "the reply was refused" if refusal else "the reply was cut off before its end" if cut_off else ""
+    calls = tuple(_calls(_raw_calls(message), offered, max_calls, turn, why_not))
+    said = _said(text, calls, refused=bool(refusal), cut_off=cut_off)
+    entering = _entering(message, text, calls)
+    return ModelReplied(
+        now,
+        said,
+        text=text,
+        calls=calls,
+        message=entering,
+        size=_reply_size(entering, text, calls, answered=bool(why_not)),
+        **_usage(reply),
+        detail=refusal or _oddity(reply, said),
+    )
+
+
+def _message_of(reply: object) -> tuple[object, object]:
+    """Return the assistant message in *reply* and why it ended; None where there is no message."""
+    if isinstance(reply, str | bytes):
+        return {"content": reply}, None
+    choices = _get(reply, "choices")
+    if isinstance(choices, list | tuple) and choices:
+        return _get(choices[0], "message"), _get(choices[0], "finish_reason")
+    if choices is None and any(
+        _get(reply, key) is not None for key in ("content", "tool_calls", "function_call", "refusal")
+    ):
+        return reply, _get(reply, "finish_reason")
+    return None, None
+
+
+def _get(thing: object, name: str) -> Any:
+    if isinstance(thing, Mapping):
+        return thing.get(name)
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # noqa: BLE001 # a foreign object's property may raise anything; then it has no such field
+        return None
+
+
+def _said(text: str, calls: Sequence[ToolCall], *, refused: bool, cut_off: bool) -> Said:
+    if refused:
+        return Said.REFUSED
+    if cut_off:
+        return Said.CUT_OFF
+    if calls:
+        return Said.CALLS
+    if not text.strip():
+        return Said.EMPTY
+    return Said.UNSURE if sounds_unsure(text) else Said.ANSWER
+
+
+def _oddity(reply: object, said: Said) -> str:
+    if said is not Said.EMPTY:
+        return ""
+    return "it had neither text nor calls" if _message_of(reply)[0] is not None else "it had no message in it"
+
+
+def _entering(message: object, text: str, calls: Sequence[ToolCall]) -> Message | None:
+    """Return what enters the transcript; None where a provider would take nothing of it."""
+    if not calls and not text.strip():
+        return None
+    entering = assistant_message(text if text.strip() else "", calls)
+    for key in ("thinking_blocks", "reasoning_content"):  # some providers want them back beside the calls
+        value = _get(message, key)
+        if calls and value and isinstance(value, list | str):
+            entering[key] = value
+    return entering
+
+
+def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], *, answered: bool) -> int:
+    if entering is None:
+        return 0
+    size = FRAME_TOKENS + text_size(text)
+    for call in calls:
+        size += FRAME_TOKENS + len(call.id) + len(call.name) + text_size(call.arguments)
+        if call.provider_fields is not None:
+            size += value_size(call.provider_fields)
+    if len(entering) > 3:
+        size += sum(
+            value_size(value) for key, value in entering.items() if key not in ("role", "content", "tool_calls")
+        )
+    if answered:
+        size += _results_size(not_run_results(calls))
+    return size
+
+
+def _usage(reply: object) -> dict[str, Any]:
+    usage = _get(reply, "usage")
+    prompt = _count(_get(usage, "prompt_tokens"))
+    completion = _count(_get(usage, "completion_tokens"))
+    cost = _get(reply, "cost_usd")
+    if cost is None and not isinstance(reply, Mapping):
+        cost = _get(_get(reply, "_hidden_params"), "response_cost")
+    known = isinstance(cost, int | float) and not isinstance(cost, bool) and math.isfinite(cost) and cost >= 0
+    model = _get(reply, "model")
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cost_usd": float(cost) if known else None,
+        "model": model if isinstance(model, str) else "",
+    }
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+# Text
+
+
+def _clean(text: str) -> str:
+    """Return *text* without lone surrogates, which no provider takes."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def _text_of(content: object) -> str:
+    """Return the text of a message's content, whatever its type."""
+    match content:
+        case None:
+            return ""
+        case str():
+            return _clean(content)
+        case bytes() | bytearray():
+            return content.decode("utf-8", "replace")
+        case list() | tuple():
+            return "".join(_text_of_part(part) for part in content)
+        case _:
+            return _as_json(content)
+
+
+def _text_of_part(part: object) -> str:
+    if isinstance(part, str):
+        return _clean(part)
+    for key in ("text", "refusal"):
+        text = _get(part, key)
+        if isinstance(text, str):
+            return _clean(text)
+    return ""
+
+
+def _as_json(value: object) -> str:
+    try:
+        return _clean(json.dumps(value, ensure_ascii=False, default=_named))
+    except (ValueError, TypeError, RecursionError):  # circular, keys of other types, too deep
+        return _named(value)
+
+
+def _named(value: object) -> str:
+    return f"[{type(value).__name__}]"
+
+
+def _shown(value: object) -> str:
+    """Return what the model wrote, short enough to be shown to it again."""
+    return cut(value if isinstance(value, str) else _as_json(value), _SHOWN_CHARS)
+
+
+_DOUBT = re.compile(
+    r"\bI(?:['’]m| am) (?:(?:still|really|just|honestly) )?"
+    r"(?:not (?:(?:\w+ly|quite|100 ?%|too|so|very|at all) )?(?:sure|certain|confident)|unsure|uncertain|guessing)\b"
+    r"|\bI (?:(?:really|honestly|just) )?(?:do not|don['’]t|can(?:no|['’])t) (?:(?:really|actually|quite) )?"
+    r"(?:know|recall|remember|be (?:sure|certain)|say for (?:sure|certain))\b"
+    r"|\bI (?:might|may|could) (?:well )?be (?:wrong|mistaken)\b"
+    r"|\b(?:my best guess|I(?:['’]d| would| can only| could only) guess|I have no idea)\b"
+    r"|(?:^|[.!?:;]\s+|\n\s*)(?:honestly, |sorry, )?(?:not (?:\w+ly )?(?:sure|certain)|unsure|uncertain)\b",
+    re.IGNORECASE,
+)
+
+
+def sounds_unsure(text: str) -> bool:
+    """Return whether *text* hedges in the first person: "I'm not sure", "I don't know", "my best guess".
+
+    Only the first and last 4,000 characters are read. What others doubt ("analysts are not sure") does not count.
+    """
+    if len(text) > 8_000:
+        text = f"{text[:4_000]}\n{text[-4_000:]}"
+    return _DOUBT.search(text) is not None
+
+
+# Calls
+
+
+def _raw_calls(message: object) -> Sequence[object]:
+    calls = _get(message, "tool_calls")
+    if isinstance(calls, list | tuple):
+        return calls
+    if isinstance(calls, Mapping):
+        return [calls]
+    legacy = _get(message, "function_call")
+    return [{"function": legacy}] if legacy else []
+
+
+def _calls(
+    raw_calls: Sequence[object], offered: Collection[str], max_calls: int, turn: int, why_not: str
+) -> Iterator[ToolCall]:
+    taken: set[str] = set()
+    for position, raw in enumerate(raw_calls):
+        function = _get(raw, "function")
+        function = raw if function is None else function
+        wrote_name, wrote_arguments = _get(function, "name"), _get(function, "arguments")
+        name = wrote_name if isinstance(wrote_name, str) and _LEGAL.match(wrote_name) else ""
+        arguments = _arguments(wrote_arguments)
+        not_run, wrote = why_not, ""
+        if position >= max_calls:
+            not_run = not_run or f"only the first {max_calls} calls of a turn are run; ask for it again"
+        if name not in offered:
+            wrote = "" if name else _shown(wrote_name)
+            not_run = not_run or f"there is no tool {name or wrote!r}; the tools are: {', '.join(offered) or 'none'}"
+        if arguments is None:
+            wrote = _shown(wrote_arguments)
+            not_run = not_run or f"the arguments must be a JSON object; you wrote: {wrote}"
+        yield ToolCall(
+            _call_id(_get(raw, "id"), taken, f"call_{turn}_{position}"),
+            name or _legal_name(wrote_name),
+            "{}" if arguments is None else arguments,
+            not_run,
+            wrote,
+            _provider_fields(raw),
+        )
+
+
+def _provider_fields(raw: object) -> Mapping[str, Any] | None:
+    fields = _get(raw, "provider_specific_fields")
+    return fields if isinstance(fields, Mapping) and fields else None
+
+
+def _call_id(wrote: object, taken: set[str], fallback: str) -> str:
+    call_id = wrote if isinstance(wrote, str) and _LEGAL.match(wrote) and wrote not in taken else fallback
+    while call_id in taken:
+        call_id += "_"
+    taken.add(call_id)
+    return call_id
+
+
+def _legal_name(wrote: object) -> str:
+    return _ILLEGAL.sub("_", wrote)[:64] if isinstance(wrote, str) and wrote else "unnamed"
+
+
+def _arguments(wrote: object) -> str | None:
+    """Return the arguments as a JSON object in a string; None if they are anything else."""
+    if isinstance(wrote, str):
+        if not wrote.strip():
+            return "{}"  # what many models send to a function without parameters
+        try:
+            return _clean(wrote) if isinstance(_decode(wrote), dict) else None
+        except (ValueError, RecursionError):
+            return None
+    if wrote is None:
+        return "{}"
+    if not isinstance(wrote, Mapping):
+        return None
+    try:
+        return _clean(json.dumps(wrote, ensure_ascii=False, allow_nan=False))
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+# Tools
+
+_RESEARCH_WORDS = re.compile(
+    r"(?:^|[_-])(?:research|search|lookup|ask|docs?|web|wiki|wikipedia|fetch|browse|perplexity|context7)(?:$|[_-])",
+    re.IGNORECASE,
+)
+
+
+def looks_like_research(name: str) -> bool:
+    """Return whether a tool's name says that it looks things up: `web_search`, `perplexity_ask`, `get-docs`."""
+    return _RESEARCH_WORDS.search(name) is not None
+
+
+def read_tools(
+    listed: object, *, now: float, backend: str, research: Collection[str] | None = None
+) -> ToolsListed | ToolsUnavailable:
+    """Return the function tools in *listed*. What is none, or has an illegal name or a taken one, is left out.
+
+    Args:
+        listed: what the backend answered.
+        now: seconds of the run.
+        backend: what to call it in an error.
+        research: names of the tools that look things up; None: judge by name.
+    """
+    if not isinstance(listed, list | tuple):
+        return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
+    tools: dict[str, Mapping[str, Any]] = {}
+    for each in listed:
+        name = _get(_get(each, "function"), "name")
+        if isinstance(each, Mapping) and isinstance(name, str) and _LEGAL.match(name) and name not in tools:
+            tools[name] = each
+    looks_up = tuple(name for name in tools if (looks_like_research(name) if research is None else name in research))
+    return ToolsListed(now, tuple(tools.values()), looks_up, value_size(list(tools.values())) if tools else 0)
+
+
+_RESULT_KEYS = frozenset({"ok", "rc", "stdout", "stderr", "error", "text", "result", "answer"})
+
+
+def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int) -> ToolResult:
+    """Return the result of *call*, given what its tool returned.
+
+    A mapping, or a string that is a JSON object, with one of `ok`, `rc`, `stdout`, `stderr`, `error`, `text`, `result`,
+    `answer` says itself whether it is a success: `ok` if it is a bool, else no `error` and an `rc` of 0 or none. Any
+    other string is the text of a success. More than *chars* characters are cut to head and tail.
+    """
+    if isinstance(outcome, ToolResult):
+        text, ok, rc = _clean(str(outcome.text)), outcome.ok is True, outcome.rc
+        seconds = outcome.seconds or seconds
+    else:
+        text = _text_of(outcome)
+        ok, rc = _verdict(outcome, text)
+    return ToolResult(cut(text, chars) if text.strip() else "(no output)", ok, rc, seconds, call.id, call.name)
+
+
+def _verdict(outcome: object, text: str) -> tuple[bool, int | None]:
+    fields = outcome
+    if isinstance(outcome, str):
+        if not text.startswith("{"):
+            return True, None
+        try:
+            fields = _decode(text)
+        except (ValueError, RecursionError):
+            return True, None
+    if not isinstance(fields, Mapping) or not any(key in _RESULT_KEYS for key in fields):
+        return True, None
+    rc = fields.get("rc")
+    rc = rc if isinstance(rc, int) and not isinstance(rc, bool) else None
+    ok = fields.get("ok")
+    if isinstance(ok, bool):
+        return ok, rc
+    return not fields.get("error") and rc in (None, 0), rc
+
+
+def finished(
+    calls: Sequence[ToolCall], results: tuple[ToolResult, ...], seen: dict[bytes, int], *, now: float
+) -> ToolsFinished:
+    """Return the event that every one of *calls* has its result; *seen* counts the pairs met so far."""
+    fresh, stale, repeats = novelty(seen, calls, results)
+    return ToolsFinished(now, results, _failed(results), fresh, stale, repeats, _results_size(results))
+
+
+def interrupted(results: tuple[ToolResult, ...], *, now: float, cancelled: bool) -> Interrupted:
+    """Return the event that a turn was interrupted, with the *results* of all its calls."""
+    return Interrupted(now, cancelled, results, _results_size(results))
+
+
+def _failed(results: Sequence[ToolResult]) -> bool:
+    """Return whether a call failed and none of the same tool succeeded after it."""
+    mended: set[str] = set()
+    for result in reversed(results):
+        if result.ok:
+            mended.add(result.name)
+        elif result.name not in mended:
+            return True
+    return False
+
+
+def _results_size(results: Sequence[ToolResult]) -> int:
+    return sum(FRAME_TOKENS + 64 + text_size(result.text) for result in results)

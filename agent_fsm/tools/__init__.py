@@ -1,0 +1,1 @@
+"""Tool invokers: each lists OpenAI function tools and calls one."""
