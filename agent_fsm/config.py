@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import Attribute, evolve, field, fields, frozen
+from attrs import Attribute, evolve, field, frozen
 
 from agent_fsm.errors import ConfigError
 from agent_fsm.protocol import Prices
@@ -131,11 +131,6 @@ class AgentConfig(Limits):
     observation_chars: int = field(default=8_000, validator=_whole(100))
     """Characters of a tool result that the model is shown; of a longer one it sees head and tail."""
 
-    @property
-    def limits(self) -> Limits:
-        """The part that guards may read."""
-        return Limits(**{name: getattr(self, name) for name in _LIMIT_NAMES})
-
     def priced(self, prices: Prices) -> "AgentConfig":
         """Return this configuration with the prices that its cost budget is to be reckoned with."""
         return evolve(
@@ -144,5 +139,3 @@ class AgentConfig(Limits):
             reply_usd_per_token=prices.reply_usd_per_token,
         )
 
-
-_LIMIT_NAMES = tuple(each.name for each in fields(Limits))

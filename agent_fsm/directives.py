@@ -31,7 +31,7 @@ def mend(results: Iterable[ToolResult], reply: ModelReplied | None, *, research_
         return _directive(f"The last step failed.\n{seen}\n{way}")
     if reply is not None and reply.said is Said.CUT_OFF:
         return _directive(
-            "Your last reply was cut off at the reply limit, so none of its calls were run. Be briefer: a step at a time."
+            "Your last reply was cut off at the reply limit, so none of its calls were run. Take one step at a time."
         )
     return _directive(
         "Your last reply was empty" + (f" ({reply.detail})" if reply is not None and reply.detail else "") + "."

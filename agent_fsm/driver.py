@@ -41,10 +41,11 @@ from agent_fsm.protocol import (
     Usage,
 )
 from agent_fsm.reading import finished, interrupted, read_outcome, read_reply, read_tools
+from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Table
 from agent_fsm.transcript import cut, not_run_results
 
-__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "arun_agent", "run_agent"]
+__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "arun_agent", "close_loop", "run_agent"]
 
 GRACE_SECONDS = 0.1
 """How long interrupted code may take to clean up before it is abandoned."""
@@ -140,7 +141,7 @@ class AgentRun:
         self._run = start(messages, self._config, table)
         self._events: list[Event] = []
         self._path: list[State] = [PLAN]
-        self._seen: dict[bytes, int] = {}
+        self._seen: dict[Pair, int] = {}
         self._cancelled = False
         self._stop: _Stop | None = None
         self._hand: asyncio.Task[None] | None = None
@@ -596,11 +597,14 @@ def run_agent(
             loop.run_until_complete(run._settled())
             raise
     finally:
-        _close_loop(loop)
+        close_loop(loop)
 
 
-def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    # asyncio.run would wait for ever for a task that ignores cancellation
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Close *loop*, which ran a run: what is left of its tasks is cancelled, and not waited for beyond the grace.
+
+    `asyncio.run` would wait for ever for a task that ignores cancellation.
+    """
     loop.run_until_complete(_end(asyncio.all_tasks(loop)))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()

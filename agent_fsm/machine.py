@@ -304,12 +304,11 @@ def start(messages: Sequence[Mapping[str, Any]], config: AgentConfig, table: Tab
         MessagesError: no provider accepts *messages*.
         TableError: *table* can't be run.
     """
-    limits = config.limits
     return Run(
         rules=rules_of(table),
-        ledger=Ledger(limits),
+        ledger=Ledger(config),
         transcript=begin(messages, config.max_history_messages),
-        record_tokens=min(RECORD_TOKENS, limits.max_tokens_total // 4),
+        record_tokens=min(RECORD_TOKENS, config.max_tokens_total // 4),
     )
 
 

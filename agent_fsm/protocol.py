@@ -2,14 +2,15 @@
 
 Nothing here acts, waits or reads text. Every event carries `now`, the seconds of the run at which it happened, and the
 size that it adds to the transcript, as an upper bound in tokens (no tokenizer makes more tokens of a text than it has
-UTF-8 bytes).
+UTF-8 bytes). What is made anew in every turn is slotted but not frozen, as attrs takes twice as long to make a frozen
+instance; nobody writes to it all the same.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
-from attrs import frozen
+from attrs import define, frozen
 
 __all__ = [
     "CALL_TOOLS",
@@ -107,7 +108,7 @@ class StopReason(StrEnum):
     MODEL_ERROR = "model_error"
 
 
-@frozen
+@define
 class ToolCall:
     """A call that the model asked for, in the form in which it enters the transcript."""
 
@@ -130,7 +131,7 @@ class ToolCall:
         return call if self.provider_fields is None else {**call, "provider_specific_fields": self.provider_fields}
 
 
-@frozen
+@define
 class ToolResult:
     """What came of one call. Every call has exactly one, run or not."""
 
@@ -151,7 +152,7 @@ class ToolResult:
 # What happened
 
 
-@frozen
+@define
 class ToolsListed:
     """The tool backend answered what it offers."""
 
@@ -163,7 +164,7 @@ class ToolsListed:
     size: int = 0
 
 
-@frozen
+@define
 class ToolsUnavailable:
     """The tool backend could not be asked what it offers."""
 
@@ -172,7 +173,7 @@ class ToolsUnavailable:
     error: str
 
 
-@frozen
+@define
 class ModelReplied:
     """The model answered a request; whatever it sent, this is what it amounts to."""
 
@@ -195,7 +196,7 @@ class ModelReplied:
     """What was odd about the reply: the refusal, why it counts as empty, ..."""
 
 
-@frozen
+@define
 class ModelFailed:
     """A request got no reply."""
 
@@ -207,7 +208,7 @@ class ModelFailed:
     """Seconds that the provider asked to be left alone for."""
 
 
-@frozen
+@define
 class ToolsFinished:
     """Every call of the turn has its result, in the order asked."""
 
@@ -224,7 +225,7 @@ class ToolsFinished:
     size: int = 0
 
 
-@frozen
+@define
 class Interrupted:
     """An effect was stopped, or not started, because of a cancel or because the time was up."""
 
@@ -243,12 +244,12 @@ Event: TypeAlias = ToolsListed | ToolsUnavailable | ModelReplied | ModelFailed |
 # What is wanted
 
 
-@frozen
+@define
 class ListTools:
     """Ask the tool backend what it offers."""
 
 
-@frozen
+@define
 class AskModel:
     """Send one request to the model."""
 
@@ -260,7 +261,7 @@ class AskModel:
     """Seconds of the run before which the request must not be sent."""
 
 
-@frozen
+@define
 class RunTools:
     """Run the calls of the turn that may be run, and answer all of them."""
 
@@ -324,7 +325,7 @@ class AgentResult:
 # What the edge is asked for
 
 
-@frozen
+@define
 class ModelRequest:
     """What a model client is given."""
 

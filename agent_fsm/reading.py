@@ -4,8 +4,8 @@ Text is looked at here, once. Past this module nobody reads what a model wrote.
 """
 
 import json
-import math
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +21,7 @@ from agent_fsm.protocol import (
     ToolsListed,
     ToolsUnavailable,
 )
-from agent_fsm.stagnation import novelty
+from agent_fsm.stagnation import Pair, novelty
 from agent_fsm.transcript import FRAME_TOKENS, assistant_message, cut, not_run_results, text_size, value_size
 
 __all__ = [
@@ -65,23 +65,21 @@ def read_reply(
         max_calls: calls that may be run; those beyond it are answered "not run".
         turn: what makes ids that we give unique in the run.
     """
-    message, finish = _message_of(reply)
-    if message is None:
-        error = _get(reply, "error")
-        if error:
-            return ModelFailed(
-                now, retryable=True, error=f"the provider sent an error instead of a reply: {_shown(error)}"
-            )
-        message = {}
-    refusal = _text_of(_get(message, "refusal"))
-    text = _text_of(_get(message, "content"))
+    whole = _fields({"content": reply} if isinstance(reply, str | bytes) else reply, _REPLY)
+    message, finish = _message_of(whole)
+    if message is None and whole.get("error"):
+        error = f"the provider sent an error instead of a reply: {_shown(whole['error'])}"
+        return ModelFailed(now, retryable=True, error=error)
+    known = message or {}
+    refusal = _text_of(known.get("refusal"))
+    text = _text_of(known.get("content"))
     if not refusal and isinstance(finish, str) and finish.lower() in _REFUSING:
         refusal = text or f"the provider stopped the reply: {finish}"
     cut_off = isinstance(finish, str) and finish.lower() in _CUT_OFF
     why_not = "the reply was refused" if refusal else "the reply was cut off before its end" if cut_off else ""
-    calls = tuple(_calls(_raw_calls(message), offered, max_calls, turn, why_not))
+    calls = tuple(_calls(_raw_calls(known), offered, max_calls, turn, why_not))
     said = _said(text, calls, refused=bool(refusal), cut_off=cut_off)
-    entering = _entering(message, text, calls)
+    entering = _entering(known, text, calls)
     return ModelReplied(
         now,
         said,
@@ -89,32 +87,42 @@ def read_reply(
         calls=calls,
         message=entering,
         size=_reply_size(entering, text, calls, answered=bool(why_not)),
-        **_usage(reply),
-        detail=refusal or _oddity(reply, said),
+        **_usage(whole),
+        detail=refusal or _oddity(said, message),
     )
 
 
-def _message_of(reply: object) -> tuple[object, object]:
-    """Return the assistant message in *reply* and why it ended; None where there is no message."""
-    if isinstance(reply, str | bytes):
-        return {"content": reply}, None
-    choices = _get(reply, "choices")
-    if isinstance(choices, list | tuple) and choices:
-        return _get(choices[0], "message"), _get(choices[0], "finish_reason")
-    if choices is None and any(
-        _get(reply, key) is not None for key in ("content", "tool_calls", "function_call", "refusal")
-    ):
-        return reply, _get(reply, "finish_reason")
-    return None, None
+_MESSAGE = ("content", "tool_calls", "function_call", "refusal", "thinking_blocks", "reasoning_content")
+_REPLY = ("choices", "error", "usage", "cost_usd", "model", "finish_reason", *_MESSAGE)
+_CHOICE = ("message", "finish_reason")
+_USAGE = ("prompt_tokens", "completion_tokens")
+_CALL = ("id", "function", "name", "arguments", "provider_specific_fields")
 
 
-def _get(thing: object, name: str) -> Any:
-    if isinstance(thing, Mapping):
-        return thing.get(name)
+def _fields(thing: object, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return the fields of *thing*, a mapping or an object, that have one of *names*."""
+    if isinstance(thing, dict):  # the usual case; asking for a Mapping takes ten times as long
+        return thing
+    return {} if thing is None else {name: _field(thing, name) for name in names}
+
+
+def _field(thing: object, name: str) -> Any:
     try:
-        return getattr(thing, name, None)
+        return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
     except Exception:  # noqa: BLE001 # a foreign object's property may raise anything; then it has no such field
         return None
+
+
+def _message_of(reply: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, object]:
+    """Return the assistant message in *reply* and why it ended; None where there is no message."""
+    choices = reply.get("choices")
+    if isinstance(choices, list | tuple) and choices:
+        choice = _fields(choices[0], _CHOICE)
+        message = choice.get("message")
+        return None if message is None else _fields(message, _MESSAGE), choice.get("finish_reason")
+    if choices is None and any(reply.get(key) is not None for key in _MESSAGE):
+        return reply, reply.get("finish_reason")
+    return None, None
 
 
 def _said(text: str, calls: Sequence[ToolCall], *, refused: bool, cut_off: bool) -> Said:
@@ -129,21 +137,22 @@ def _said(text: str, calls: Sequence[ToolCall], *, refused: bool, cut_off: bool)
     return Said.UNSURE if sounds_unsure(text) else Said.ANSWER
 
 
-def _oddity(reply: object, said: Said) -> str:
+def _oddity(said: Said, message: Mapping[str, Any] | None) -> str:
     if said is not Said.EMPTY:
         return ""
-    return "it had neither text nor calls" if _message_of(reply)[0] is not None else "it had no message in it"
+    return "it had no message in it" if message is None else "it had neither text nor calls"
 
 
-def _entering(message: object, text: str, calls: Sequence[ToolCall]) -> Message | None:
+def _entering(message: Mapping[str, Any], text: str, calls: Sequence[ToolCall]) -> Message | None:
     """Return what enters the transcript; None where a provider would take nothing of it."""
     if not calls and not text.strip():
         return None
     entering = assistant_message(text if text.strip() else "", calls)
-    for key in ("thinking_blocks", "reasoning_content"):  # some providers want them back beside the calls
-        value = _get(message, key)
-        if calls and value and isinstance(value, list | str):
-            entering[key] = value
+    if calls:
+        for key in ("thinking_blocks", "reasoning_content"):  # some providers want them back beside the calls
+            value = message.get(key)
+            if value and isinstance(value, list | str):
+                entering[key] = value
     return entering
 
 
@@ -164,21 +173,21 @@ def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], 
     return size
 
 
-def _usage(reply: object) -> dict[str, Any]:
-    usage = _get(reply, "usage")
-    prompt = _count(_get(usage, "prompt_tokens"))
-    completion = _count(_get(usage, "completion_tokens"))
-    cost = _get(reply, "cost_usd")
-    if cost is None and not isinstance(reply, Mapping):
-        cost = _get(_get(reply, "_hidden_params"), "response_cost")
-    known = isinstance(cost, int | float) and not isinstance(cost, bool) and math.isfinite(cost) and cost >= 0
-    model = _get(reply, "model")
+def _usage(reply: Mapping[str, Any]) -> dict[str, Any]:
+    usage = _fields(reply.get("usage"), _USAGE)
+    model = reply.get("model")
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cost_usd": float(cost) if known else None,
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "completion_tokens": _count(usage.get("completion_tokens")),
+        "cost_usd": _amount(reply.get("cost_usd")),
         "model": model if isinstance(model, str) else "",
     }
+
+
+def _amount(value: object) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= sys.float_info.max else None  # false of NaN, too
 
 
 def _count(value: object) -> int | None:
@@ -201,9 +210,9 @@ def _clean(text: str) -> str:
 
 def _text_of(content: object) -> str:
     """Return the text of a message's content, whatever its type."""
+    if content is None:
+        return ""
     match content:
-        case None:
-            return ""
         case str():
             return _clean(content)
         case bytes() | bytearray():
@@ -218,7 +227,7 @@ def _text_of_part(part: object) -> str:
     if isinstance(part, str):
         return _clean(part)
     for key in ("text", "refusal"):
-        text = _get(part, key)
+        text = part.get(key) if isinstance(part, dict) else _field(part, key)
         if isinstance(text, str):
             return _clean(text)
     return ""
@@ -265,13 +274,13 @@ def sounds_unsure(text: str) -> bool:
 # Calls
 
 
-def _raw_calls(message: object) -> Sequence[object]:
-    calls = _get(message, "tool_calls")
+def _raw_calls(message: Mapping[str, Any]) -> Sequence[object]:
+    calls = message.get("tool_calls")
     if isinstance(calls, list | tuple):
         return calls
     if isinstance(calls, Mapping):
         return [calls]
-    legacy = _get(message, "function_call")
+    legacy = message.get("function_call")
     return [{"function": legacy}] if legacy else []
 
 
@@ -279,10 +288,10 @@ def _calls(
     raw_calls: Sequence[object], offered: Collection[str], max_calls: int, turn: int, why_not: str
 ) -> Iterator[ToolCall]:
     taken: set[str] = set()
-    for position, raw in enumerate(raw_calls):
-        function = _get(raw, "function")
-        function = raw if function is None else function
-        wrote_name, wrote_arguments = _get(function, "name"), _get(function, "arguments")
+    for position, each in enumerate(raw_calls):
+        raw = _fields(each, _CALL)
+        function = raw if raw.get("function") is None else _fields(raw["function"], _CALL)
+        wrote_name, wrote_arguments = function.get("name"), function.get("arguments")
         name = wrote_name if isinstance(wrote_name, str) and _LEGAL.match(wrote_name) else ""
         arguments = _arguments(wrote_arguments)
         not_run, wrote = why_not, ""
@@ -295,18 +304,17 @@ def _calls(
             wrote = _shown(wrote_arguments)
             not_run = not_run or f"the arguments must be a JSON object; you wrote: {wrote}"
         yield ToolCall(
-            _call_id(_get(raw, "id"), taken, f"call_{turn}_{position}"),
+            _call_id(raw.get("id"), taken, f"call_{turn}_{position}"),
             name or _legal_name(wrote_name),
             "{}" if arguments is None else arguments,
             not_run,
             wrote,
-            _provider_fields(raw),
+            _provider_fields(raw.get("provider_specific_fields")),
         )
 
 
-def _provider_fields(raw: object) -> Mapping[str, Any] | None:
-    fields = _get(raw, "provider_specific_fields")
-    return fields if isinstance(fields, Mapping) and fields else None
+def _provider_fields(fields: object) -> Mapping[str, Any] | None:
+    return fields if fields and isinstance(fields, Mapping) else None
 
 
 def _call_id(wrote: object, taken: set[str], fallback: str) -> str:
@@ -368,7 +376,7 @@ def read_tools(
         return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
     tools: dict[str, Mapping[str, Any]] = {}
     for each in listed:
-        name = _get(_get(each, "function"), "name")
+        name = _fields(_fields(each, ("function",)).get("function"), ("name",)).get("name")
         if isinstance(each, Mapping) and isinstance(name, str) and _LEGAL.match(name) and name not in tools:
             tools[name] = each
     looks_up = tuple(name for name in tools if (looks_like_research(name) if research is None else name in research))
@@ -414,7 +422,7 @@ def _verdict(outcome: object, text: str) -> tuple[bool, int | None]:
 
 
 def finished(
-    calls: Sequence[ToolCall], results: tuple[ToolResult, ...], seen: dict[bytes, int], *, now: float
+    calls: Sequence[ToolCall], results: tuple[ToolResult, ...], seen: dict[Pair, int], *, now: float
 ) -> ToolsFinished:
     """Return the event that every one of *calls* has its result; *seen* counts the pairs met so far."""
     fresh, stale, repeats = novelty(seen, calls, results)

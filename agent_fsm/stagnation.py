@@ -1,17 +1,20 @@
-"""Whether a tool result is news. The ledger holds no digests: this is decided beside it and arrives in the event."""
+"""Whether a tool result is news. The ledger holds no text: this is decided beside it and arrives in the event."""
 
-import hashlib
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from agent_fsm.protocol import ToolCall, ToolResult
 
-__all__ = ["novelty"]
+__all__ = ["Pair", "novelty"]
+
+Pair: TypeAlias = tuple[str, str, str]
+"""A tool's name, the arguments of a call and the result's text; none of them is a copy."""
 
 _VOLATILE = re.compile(r'"seconds": ?[0-9.eE+-]+')
 
 
-def novelty(seen: dict[bytes, int], calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> tuple[bool, int, int]:
+def novelty(seen: dict[Pair, int], calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> tuple[bool, int, int]:
     """Count each (call, result) pair of a turn in *seen*, and return what a `ToolsFinished` says of it.
 
     Returns:
@@ -21,9 +24,8 @@ def novelty(seen: dict[bytes, int], calls: Sequence[ToolCall], results: Sequence
     fresh, stale, repeats = False, 0, 0
     for call, result in zip(calls, results, strict=True):
         text = _VOLATILE.sub("", result.text) if '"seconds"' in result.text else result.text
-        pair = "\0".join((call.name, call.wrote or call.arguments, text)).encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(pair, digest_size=16).digest()
-        repeats = seen[digest] = seen.get(digest, 0) + 1
+        pair = (call.name, call.wrote or call.arguments, text)
+        repeats = seen[pair] = seen.get(pair, 0) + 1
         if repeats == 1:
             fresh, stale = True, 0
         else:

@@ -38,8 +38,8 @@ detail)."""
 
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
-Unit: TypeAlias = tuple[tuple[Message, ...], int, int]
-"""Messages that can't be parted, then how many messages and how much size the units before them have."""
+Unit: TypeAlias = tuple[int, int]
+"""Where messages that can't be parted begin: how many messages and how much size come before them."""
 
 
 # Sizes and texts
@@ -122,21 +122,22 @@ def not_run_results(calls: Iterable[ToolCall]) -> tuple[ToolResult, ...]:
 
 @define
 class Transcript:
-    """A view of a conversation. Appending gives a new view; the units are shared and never change.
+    """A view of a conversation. Appending gives a new view; what they have in common is shared and never changes.
 
-    Two views that grew apart from a common one share its units; they must not be appended to from two threads at once.
+    Views that share must not be appended to from two threads at once.
     """
 
     system: tuple[Message, ...]
     """The caller's system messages at the front; they head every request."""
     system_size: int
+    shared: list[Message]
+    """Messages of all views that share them: only the first `count` are this one's."""
     units: list[Unit]
-    """Of all views that share it: only the first `length` are this one's."""
+    """Only the first `length` are this one's."""
     length: int
     count: int
-    """Messages in the units."""
     size: int
-    """Size of the units."""
+    """Size of this view's messages."""
     keep: int | None
     """Messages that a request carries at most, without system messages."""
     anchor: int
@@ -152,8 +153,9 @@ class Transcript:
         """Return the transcript with *messages*, which can't be parted, of *size* tokens at most."""
         new = _clone(self)
         if len(self.units) != self.length:  # another view has grown from this one
-            new.units = self.units[: self.length]
-        new.units.append((messages, self.count, self.size))
+            new.units, new.shared = self.units[: self.length], self.shared[: self.count]
+        new.units.append((self.count, self.size))
+        new.shared.extend(messages)
         new.length += 1
         new.count += len(messages)
         new.size += size
@@ -163,7 +165,7 @@ class Transcript:
 
     def _window(self, keep: int) -> int:
         first, last = self.first, self.length - 1
-        while first < last and self.count - self.units[first][1] + (self.anchor < first) > keep:
+        while first < last and self.count - self.units[first][0] + (self.anchor < first) > keep:
             first += 1
         return first
 
@@ -176,16 +178,12 @@ class Transcript:
 
     def request_size(self) -> int:
         """Return an upper bound of the tokens in the messages of the next request."""
-        size = self.system_size + self.size - self.units[self.first][2]
+        size = self.system_size + self.size - self.units[self.first][1]
         if self.anchor < self.first:
-            size += self._unit_size(self.anchor)
+            size += self.units[self.anchor + 1][1] - self.units[self.anchor][1]
         if self.summary:
             size += text_size(self.summary) + 2 * FRAME_TOKENS
         return size
-
-    def _unit_size(self, index: int) -> int:
-        after = self.units[index + 1][2] if index + 1 < self.length else self.size
-        return after - self.units[index][2]
 
     def request_messages(self) -> list[Message]:
         """Return the messages of the next request; the caller may not change them."""
@@ -193,22 +191,20 @@ class Transcript:
         if self.summary:
             messages.append({"role": "system", "content": f"[Context Summary]\n{self.summary}"})
         if self.anchor < self.first:
-            messages.extend(self.units[self.anchor][0])
-        for unit in self.units[self.first : self.length]:
-            messages.extend(unit[0])
+            messages.append(self.shared[self.units[self.anchor][0]])
+        messages.extend(self.shared[self.units[self.first][0] : self.count])
         return messages
 
     def messages(self) -> list[Message]:
         """Return the whole conversation, system messages included."""
-        return [*self.system, *(message for unit in self.units[: self.length] for message in unit[0])]
+        return [*self.system, *self.shared[: self.count]]
 
     def record(self, size: int) -> str:
         """Return what has not been summarized as a text of at most *size* tokens, for a request without tools."""
         parts = [f"Summary of what came before:\n{self.summary}"] if self.summary else []
-        shown = self.units[self.summarized : self.length]
         if self.anchor < self.summarized:
-            shown = [self.units[self.anchor], *shown]
-        parts.extend(_told(message) for unit in shown for message in unit[0])
+            parts.append(_told(self.shared[self.units[self.anchor][0]]))
+        parts.extend(map(_told, self.shared[self.units[self.summarized][0] : self.count]))
         return cut_bytes("\n\n".join(parts), size)
 
     __hash__ = None  # type: ignore[assignment] # a list is part of it
@@ -221,6 +217,7 @@ class Transcript:
     def _key(self) -> tuple[Any, ...]:
         return (
             self.system,
+            self.shared[: self.count],
             self.units[: self.length],
             self.keep,
             self.anchor,
@@ -272,7 +269,7 @@ def begin(messages: Sequence[Mapping[str, Any]], keep: int | None = None) -> Tra
     users = [at for at, group in enumerate(groups) if group[0]["role"] == "user"]
     if not users:
         raise MessagesError("no message is from the user; there must be one that says what is wanted")
-    transcript = Transcript(system, sum(map(message_size, system)), [], 0, 0, 0, keep, users[-1])
+    transcript = Transcript(system, sum(map(message_size, system)), [], [], 0, 0, 0, keep, users[-1])
     for group in groups:
         transcript = transcript.plus(group, sum(map(message_size, group)))
     return transcript
