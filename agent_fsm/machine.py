@@ -491,22 +491,22 @@ def _append(run: Run, message: Message, results: tuple[ToolResult, ...], size: i
 
 def _reckon(run: Run) -> None:
     """Write to the ledger what the next requests may cost at worst."""
-    ledger, limits = run.ledger, run.ledger.limits
-    prompt = run.transcript.request_size() + run.tools_size + REQUEST_TOKENS + directives.DIRECTIVE_TOKENS
-    closing_prompt = run.transcript.system_size + run.record_tokens + REQUEST_TOKENS
+    ledger, limits, transcript = run.ledger, run.ledger.limits, run.transcript
     reply = limits.max_reply_tokens
-    room = closing_prompt + reply if limits.closing_summary else 0
-    # A summary that falls due takes the place of a working request, so the dearer of the two must fit
-    dearest = max(prompt, closing_prompt)
-    ledger.tokens_needed = ledger.tokens + dearest + reply + room
-    ledger.closing_tokens_needed = ledger.tokens + closing_prompt + reply
+    prompt = transcript.request_size() + run.tools_size + REQUEST_TOKENS + directives.DIRECTIVE_TOKENS
+    heading = transcript.system_size + REQUEST_TOKENS
+    # A summary is written from a record, which is no longer than what it records; after another turn it may be
+    # as long as a record can be, so that is what a working request must leave room for
+    summary = heading + min(run.record_tokens, transcript.record_size())
+    dearest = prompt if limits.summarize_every is None else max(prompt, summary)  # either may come next
+    closing = heading + run.record_tokens if limits.closing_summary else 0
+    replies = 2 * reply if limits.closing_summary else reply
+    ledger.tokens_needed = ledger.tokens + dearest + closing + replies
+    ledger.closing_tokens_needed = ledger.tokens + summary + reply
     ledger.request_tokens = prompt + reply
     if limits.prompt_usd_per_token is not None:
-        closing_cost = _cost(ledger, closing_prompt, reply)
-        ledger.cost_needed_usd = (
-            ledger.cost_usd + _cost(ledger, dearest, reply) + (closing_cost if limits.closing_summary else 0.0)
-        )
-        ledger.closing_cost_needed_usd = ledger.cost_usd + closing_cost
+        ledger.cost_needed_usd = ledger.cost_usd + _cost(ledger, dearest + closing, replies)
+        ledger.closing_cost_needed_usd = ledger.cost_usd + _cost(ledger, summary, reply)
         ledger.request_cost_usd = _cost(ledger, prompt, reply)
 
 

@@ -199,6 +199,10 @@ class Transcript:
         """Return the whole conversation, system messages included."""
         return [*self.system, *self.shared[: self.count]]
 
+    def record_size(self) -> int:
+        """Return an upper bound of the tokens in the whole record."""
+        return self.size + text_size(self.summary) + 4 * FRAME_TOKENS
+
     def record(self, size: int) -> str:
         """Return what has not been summarized as a text of at most *size* tokens, for a request without tools."""
         parts = [f"Summary of what came before:\n{self.summary}"] if self.summary else []
