@@ -4,6 +4,8 @@ Every run ends, within bounds known beforehand; its transcript is valid at every
 what is checked is what runs; nothing is done twice.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from agent_fsm.config import AgentConfig, Limits
 from agent_fsm.driver import AgentRun, arun_agent, run_agent
 from agent_fsm.errors import (
@@ -15,7 +17,9 @@ from agent_fsm.errors import (
     TableError,
 )
 from agent_fsm.protocol import AgentResult, ModelError, ModelRequest, Prices, State, StopReason, ToolResult, Usage
-from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+
+if TYPE_CHECKING:
+    from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
 __all__ = [
     "AgentConfig",
@@ -40,3 +44,12 @@ __all__ = [
     "arun_agent",
     "run_agent",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Tools that start processes need a quarter of what else this package takes to import, and not everybody needs them
+    if name in ("EchoMCP", "LocalMCPInvoker"):
+        from agent_fsm.tools import local
+
+        return getattr(local, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

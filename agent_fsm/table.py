@@ -61,7 +61,7 @@ def reset(counter: str) -> Update:
     return Update("put", counter, 0)
 
 
-DECIDED = "the reason already decided"
+DECIDED = "reason decided"
 """As a row's reason: the one that the ledger holds as `ending`."""
 
 
@@ -91,7 +91,7 @@ Table: TypeAlias = tuple[Row, ...]
 
 # The questions
 
-cancelled = ledger.ended.is_(Ended.CANCELLED)
+cancelled = ledger.ended.is_(Ended.CANCELLED).named("cancelled")
 out_of_time = (ledger.ended.is_(Ended.TIMED_OUT) | (ledger.seconds >= limits.max_wallclock_seconds)).named(
     "out of time"
 )
@@ -106,12 +106,12 @@ closing_fits = (
     )
 ).named("closing fits")
 
-asked_for_tools = ledger.said.is_(Said.CALLS)
-answered = ledger.said.is_(Said.ANSWER)
+asked_for_tools = ledger.said.is_(Said.CALLS).named("asked for tools")
+answered = ledger.said.is_(Said.ANSWER).named("answered")
 unsure = ledger.said.is_(Said.UNSURE)
-refused = ledger.said.is_(Said.REFUSED)
+refused = ledger.said.is_(Said.REFUSED).named("refused")
 failed = ledger.ended.is_(Ended.FAILED)
-fatal = ledger.ended.is_(Ended.FATAL)
+fatal = ledger.ended.is_(Ended.FATAL).named("fatal model error")
 retryable = ledger.ended.is_(Ended.RETRYABLE)
 may_retry = (
     retryable & (ledger.attempts <= limits.max_model_retries) & (ledger.retry_at < limits.max_wallclock_seconds)

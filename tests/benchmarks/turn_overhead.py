@@ -2,21 +2,28 @@
 
     python tests/benchmarks/turn_overhead.py
 
-A turn is one reply of a fake model and one async tool call; each gives control to the event loop once, as a real one would.
+A turn is one reply of a fake model and one async tool call; each gives control to the event loop once, as real ones do.
 The bare loop parses the reply and the arguments, calls the tool and appends both messages: no deadline, no limit, no
 check, no record. The two run alternately in one process; what is printed is the median of the pairs.
 """
 
 import asyncio
+import functools
+import gc
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from agent_fsm import AgentConfig, AgentRun
+from agent_fsm.machine import request, start, step
+from agent_fsm.protocol import PLAN, AskModel
+from agent_fsm.reading import finished, read_outcome, read_reply
 
 TOOLS = [
     {
@@ -78,45 +85,128 @@ def config(turns: int) -> AgentConfig:
     return AgentConfig(max_iterations=turns + 1, max_tokens_total=10**9)
 
 
-async def ours(turns: int) -> None:
-    result = await AgentRun(TASK, Tools(), config(turns), model_client=Model(turns))
+async def ours(turns: int, settings: AgentConfig | None = None) -> None:
+    result = await AgentRun(TASK, Tools(), settings or config(turns), model_client=Model(turns))
     assert result.stopped_reason == "success", result
     assert result.iterations == turns + 1
 
 
-def cpu(run: Callable[[], Any]) -> float:
+def cpu(work: Callable[[], object]) -> float:
+    """Return the CPU seconds of *work*, garbage collected beforehand."""
+    gc.collect()
     began = time.process_time()
-    run()
+    work()
     return time.process_time() - began
 
 
-def paired(turns: int, runs: int) -> tuple[float, float]:
-    """Return CPU microseconds a turn, bare and ours: medians over alternating runs."""
+def paired(turns: int, pairs: int) -> tuple[float, float]:
+    """Return CPU microseconds a turn, bare and ours: medians over alternating measurements."""
+    runs, settings = max(1, 300 // turns), config(turns)
 
-    def timed(loop_of: Callable[[int], Any]) -> float:
-        async def several() -> None:
-            for _ in range(max(1, 300 // turns)):
-                await loop_of(turns)
+    async def several(loop: Callable[[], Awaitable[None]]) -> None:
+        for _ in range(runs):
+            await loop()
 
-        return cpu(lambda: asyncio.run(several())) / max(1, 300 // turns) / turns * 1e6
+    def timed(loop: Callable[[], Awaitable[None]]) -> float:
+        return cpu(lambda: asyncio.run(several(loop))) / runs / turns * 1e6
 
-    pairs = [(timed(bare), timed(ours)) for _ in range(runs)]
-    return statistics.median(b for b, _ in pairs), statistics.median(o for _, o in pairs)
+    measured = [(timed(lambda: bare(turns)), timed(lambda: ours(turns, settings))) for _ in range(pairs)]
+    return statistics.median(base for base, _ in measured), statistics.median(mine for _, mine in measured)
 
 
-async def crowd(loop_of: Callable[[int], Any], runs: int, turns: int) -> None:
-    await asyncio.gather(*(loop_of(turns) for _ in range(runs)))
+def print_turns() -> bool:
+    rows = {turns: paired(turns, 25 if turns < 1_000 else 9) for turns in (10, 100, 1_000)}
+    print(f"{'CPU us a turn':16}{'bare':>8}{'ours':>8}{'ratio':>8}   bound 5x, aim 3x")
+    for turns, (base, mine) in rows.items():
+        print(f"{turns:>6,} turns    {base:8.1f}{mine:8.1f}{mine / base:7.2f}x")
+    growth = (rows[1_000][1] / rows[10][1]) / (rows[1_000][0] / rows[10][0])
+    print(f"growth from 10 to 1,000 turns: {growth:.2f} times bare's own   bound 1.3")
+    return growth <= 1.3 and all(mine <= 5 * base for base, mine in rows.values())
+
+
+# Many runs at once, each side in a process of its own, as memory that was freed stays with a process
+
+
+async def crowd(loop: Callable[[int], Awaitable[None]], runs: int) -> None:
+    await asyncio.gather(*(loop(10) for _ in range(runs)))
+
+
+def measure_crowd(side: str) -> None:
+    loop = bare if side == "bare" else ours
+    asyncio.run(crowd(loop, 10))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = cpu(lambda: asyncio.run(crowd(loop, 1_000)))
+    print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1_024)
+
+
+def print_crowd() -> bool:
+    figures: dict[str, list[float]] = {}
+    for side in ("bare", "ours"):
+        command = [sys.executable, __file__, side]
+        out = [
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout for _ in range(5)
+        ]
+        figures[side] = [
+            statistics.median(each) for each in zip(*(map(float, each.split()) for each in out), strict=True)
+        ]
+    ratio, more = figures["ours"][0] / figures["bare"][0], figures["ours"][1] - figures["bare"][1]
+    print(f"1,000 runs of 10 turns at once: {ratio:.2f} times bare's CPU (bound 6), {more:.1f} MB over it (bound 30)")
+    return ratio <= 6 and more <= 30
+
+
+# What each promise costs: the same functions as in a run, called on values of a run
+
+
+def best(work: Callable[[], object]) -> float:
+    """Return microseconds: the least of several repeats, as what disturbs a measurement only adds to it."""
+    return min(timeit.repeat(work, number=2_000, repeat=9)) / 2_000 * 1e6
+
+
+def shares() -> dict[str, float]:
+    """Return CPU microseconds a turn, by promise."""
+    settings = config(20)
+    run = AgentRun(TASK, Tools(), settings, model_client=Model(20))
+    asyncio.run(run_to_end(run))
+    events = run.result.events
+    planning = functools.reduce(step, events[:-3], start(TASK, settings))
+    calling = step(planning, events[-3])
+    reply = asyncio.run(Model(20).complete(None))
+    call, results = events[-3].calls[0], events[-2].results
+    return {
+        "ends: rows taken, ledger kept, worst cases reckoned (2 steps)": best(lambda: step(planning, events[-3]))
+        + best(lambda: step(calling, events[-2])),
+        "transcript valid: reply read and checked": best(
+            lambda: read_reply(reply, now=1.0, offered=("look",), max_calls=8, turn=1)
+        ),
+        "transcript valid: result read, request cut to whole turns": best(
+            lambda: read_outcome(call, "value 1", seconds=0.0, chars=8_000)
+        )
+        + best(lambda: request(planning, AskModel(PLAN), settings, timeout_seconds=1.0)),
+        "ends: repetition seen": best(lambda: finished((call,), results, {}, now=1.0)),
+    }
+
+
+async def run_to_end(run: AgentRun) -> None:
+    await run
+
+
+def print_shares(over_bare: float) -> None:
+    parts = shares()
+    parts["nothing left running: deadlines, cancellation, slots (the rest)"] = over_bare - sum(parts.values())
+    print(f"\nwhere the {over_bare:.1f} us over bare go, at 100 turns")
+    for promise, cost in parts.items():
+        print(f"{cost:8.1f}   {promise}")
 
 
 def main() -> int:
-    timed(ours, bare) if False else None
-    rows = {turns: paired(turns, 15 if turns < 1000 else 7) for turns in (10, 100, 1000)}
-    print("CPU us a turn      bare     ours    ratio")
-    for turns, (base, mine) in rows.items():
-        print(f"{turns:>6} turns   {base:9.1f}{mine:9.1f}{mine / base:8.2f}x")
-    growth = (rows[1000][1] / rows[10][1]) / (rows[1000][0] / rows[10][0])
-    print(f"growth from 10 to 1,000 turns: {growth:.2f} times bare's own (bound 1.3)")
-    return 0
+    if len(sys.argv) == 2:
+        measure_crowd(sys.argv[1])
+        return 0
+    good = print_turns()
+    good = print_crowd() and good
+    base, mine = paired(100, 15)
+    print_shares(mine - base)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
