@@ -138,4 +138,3 @@ class AgentConfig(Limits):
             prompt_usd_per_token=prices.prompt_usd_per_token,
             reply_usd_per_token=prices.reply_usd_per_token,
         )
-

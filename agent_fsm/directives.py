@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from agent_fsm.protocol import ModelReplied, Said, StopReason, ToolResult
 from agent_fsm.transcript import cut, cut_bytes
 
-__all__ = ["DIRECTIVE_MARK", "DIRECTIVE_TOKENS", "closing", "mend", "nudge", "research", "summary"]
+__all__ = ["DIRECTIVE_MARK", "DIRECTIVE_TOKENS", "closing", "go_on", "mend", "nudge", "research", "summary"]
 
 DIRECTIVE_MARK = "[agent-fsm]"
 """How every directive begins."""
@@ -54,6 +54,11 @@ def _observation(result: ToolResult) -> str:
     if len(lines) == 1:
         lines.append(f"  {cut(result.text, _TAIL_CHARS)}")
     return "\n".join(lines)
+
+
+def go_on() -> str:
+    """Return what is said where a request would else end with the model's own words, which providers refuse."""
+    return _directive("Your last reply was cut off. Go on.")
 
 
 def nudge() -> str:

@@ -9,7 +9,7 @@ to nothing.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -81,20 +81,27 @@ class _Turn:
 
     calls: tuple[ToolCall, ...]
     slots: list[ToolResult | None]
-    started: set[int]
+    started: dict[int, float]
+    """When each call was started, in the loop's time."""
 
-    def results(self, why: str) -> tuple[ToolResult, ...]:
-        """Return one result a call; *why* says why those without one have none."""
-        return tuple([slot or self.without_result(number, why) for number, slot in enumerate(self.slots)])
+    def start(self, number: int, time: float) -> dict[str, Any]:
+        """Note that a call is started, and return it in the form in which an invoker takes it."""
+        self.started[number] = time
+        return self.calls[number].as_openai()
 
-    def without_result(self, number: int, why: str) -> ToolResult:
+    def results(self, why: str, time: float) -> tuple[ToolResult, ...]:
+        """Return one result a call; *why* says why those without one have none at this *time*."""
+        return tuple([slot or self.without_result(number, why, time) for number, slot in enumerate(self.slots)])
+
+    def without_result(self, number: int, why: str, time: float) -> ToolResult:
         """Return the result of a call that has not finished."""
-        call = self.calls[number]
-        if number in self.started:
+        call, began = self.calls[number], self.started.get(number)
+        if began is not None:
             text = f"interrupted: {why} before this call finished; what it did until then is unknown"
         else:
             text = f"not run: {why} before this call was started"
-        return ToolResult(text, ok=False, call_id=call.id, name=call.name, ran=number in self.started)
+        seconds = 0.0 if began is None else time - began
+        return ToolResult(text, ok=False, seconds=seconds, call_id=call.id, name=call.name, ran=began is not None)
 
 
 class AgentRun:
@@ -136,6 +143,7 @@ class AgentRun:
         self._client: ModelClient = _default_client(config) if model_client is None else model_client
         self._config = _priced(config, self._client)
         self._tools = tools
+        self._call_tool: Callable[[dict[str, Any]], Any] = _no_tool if tools is None else tools.call_openai_tool
         self._on_event = _both(on_event, _logger() if log else None)
         self._clock = clock
         self._run = start(messages, self._config, table)
@@ -256,7 +264,13 @@ class AgentRun:
                 effect = next_effect(self._run)
                 if effect is None:
                     break
-                event = await self._perform(effect)
+                ledger = self._run.ledger
+                left = ledger.limits.max_wallclock_seconds - ledger.seconds
+                self._turn = self._new_turn() if isinstance(effect, RunTools) else None
+                if self._cancelled or left <= 0:  # with no time left no effect starts
+                    event = self._interrupted(started=False)
+                else:
+                    event = await self._performed(effect, left)
         except _AbandonedError:
             return
         finally:
@@ -281,24 +295,22 @@ class AgentRun:
     def _now(self) -> float:
         return self._clock() - self._began  # type: ignore[misc] # set before the hand is
 
-    async def _perform(self, effect: Effect) -> Event:
-        ledger = self._run.ledger
-        left = ledger.limits.max_wallclock_seconds - ledger.seconds
-        self._turn = self._new_turn() if isinstance(effect, RunTools) else None
-        if self._cancelled or left <= 0:  # with no time left no effect starts
-            return self._interrupted()
+    def _performed(self, effect: Effect, left: float) -> Coroutine[Any, Any, Event]:
         match effect:
             case AskModel():
-                return await self._ask(effect, left)
+                return self._ask(effect, left)
             case RunTools():
-                return await self._run_tools(left)
+                return self._run_tools(left)
             case ListTools():
-                return await self._list_tools(left)
+                return self._list_tools(left)
 
     # Waiting for something, and being interrupted
 
-    async def _within(self, seconds: float, due: _Stop, awaited: Awaitable[Any]) -> Any:
-        """Return what *awaited* gives, or the `_Stop` that interrupted it; *due* is that of the deadline."""
+    async def _within(self, seconds: float, due: _Stop, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the function gives, a `_Raised`, or the `_Stop` that interrupted it; *due* is the deadline's.
+
+        The function may be async or not. Few coroutines are between the loop and it, as each costs every run a little.
+        """
         self._due = due
         self._deadline = deadline = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > deadline:
@@ -306,9 +318,13 @@ class AgentRun:
         self._awaiting = True
         hand = self._hand
         try:
-            outcome = await awaited
+            outcome = function(*arguments)
+            if hasattr(outcome, "__await__"):
+                outcome = await outcome
         except asyncio.CancelledError:
             outcome = self._why_cancelled(hand)
+        except Exception as error:  # noqa: BLE001 # the one place around user-supplied code: it may raise anything
+            outcome = _Raised(error)
         if hand is not self._hand:
             raise _AbandonedError
         self._awaiting = False
@@ -348,17 +364,18 @@ class AgentRun:
         if hand is self._hand and not hand.done() and self._awaiting and events == len(self._events):
             self._new_hand(self._interrupted())
 
-    def _interrupted(self) -> Event:
-        """Return the event that the effect in hand was interrupted, and be ready for the next."""
+    def _interrupted(self, *, started: bool = True) -> Event:
+        """Return the event that the effect in hand was interrupted, or not *started*, and be ready for the next."""
         stop, self._stop = self._stop, None
         turn, now = self._turn, self._now()
         if turn is not None and stop is _Stop.TOOL_TIMEOUT:
-            return finished(turn.calls, turn.results(_timed_out(self._config)), self._seen, now=now)
+            return finished(turn.calls, turn.results(_timed_out(self._config), self._loop.time()), self._seen, now=now)
         cancelled = self._cancelled
         if turn is None:
-            return Interrupted(now, cancelled)
+            return Interrupted(now, cancelled, started=started)
         why = "the run was cancelled" if cancelled else "the time of the run was up"
-        return interrupted(turn.results(why), now=now, cancelled=cancelled)
+        results = turn.results(why, self._loop.time())
+        return interrupted(results, now=now, cancelled=cancelled, started=started)
 
     # The effects
 
@@ -366,7 +383,7 @@ class AgentRun:
         tools = self._tools
         if tools is None:
             return ToolsListed(self._now())
-        outcome = await self._within(left, _Stop.DEADLINE, _outcome(tools.list_openai_tools))
+        outcome = await self._within(left, _Stop.DEADLINE, tools.list_openai_tools)
         if isinstance(outcome, _Stop):
             return self._interrupted()
         backend = type(tools).__name__
@@ -379,11 +396,11 @@ class AgentRun:
         run = self._run
         wait = ask.not_before - run.ledger.seconds
         if wait > 0:
-            if isinstance(await self._within(left, _Stop.DEADLINE, self._sleep(wait)), _Stop):
-                return self._interrupted()
+            if isinstance(await self._within(left, _Stop.DEADLINE, self._sleep, wait), _Stop):
+                return self._interrupted(started=False)
             left = max(0.0, left - wait)
         asked = request(run, ask, self._config, timeout_seconds=left)
-        outcome = await self._within(left, _Stop.DEADLINE, _outcome(self._client.complete, asked))
+        outcome = await self._within(left, _Stop.DEADLINE, self._client.complete, asked)
         if isinstance(outcome, _Stop):
             return self._interrupted()
         if isinstance(outcome, _Raised):
@@ -399,67 +416,89 @@ class AgentRun:
     def _new_turn(self) -> _Turn:
         reply = self._run.pending
         calls = () if reply is None else reply.calls
-        return _Turn(calls, [next(iter(not_run_results([call]))) if call.not_run else None for call in calls], set())
+        return _Turn(calls, [next(iter(not_run_results([call]))) if call.not_run else None for call in calls], {})
 
     async def _run_tools(self, left: float) -> Event:
         turn = self._turn
         assert turn is not None  # set for this effect
         todo = [number for number, slot in enumerate(turn.slots) if slot is None]
-        limit = self._config.tool_timeout_seconds
-        if len(todo) == 1:  # a task of its own would cost more than all else in this turn
-            due = _Stop.TOOL_TIMEOUT if limit < left else _Stop.DEADLINE
-            stop = await self._within(min(limit, left), due, self._call(turn, todo[0]))
+        if len(todo) == 1:
+            stop = await self._run_one(turn, todo[0], left)
         else:
-            stop = await self._within(left, _Stop.DEADLINE, self._call_all(turn, todo)) if todo else None
+            stop = await self._within(left, _Stop.DEADLINE, self._call_all, turn, todo)
         if isinstance(stop, _Stop):
             return self._interrupted()
-        results = turn.results("it was cancelled, but not by the run,")
+        if isinstance(stop, _Raised):
+            raise stop.error  # no tool's: they have their results
+        results = turn.results(_FOREIGN_CANCEL, self._loop.time())
         return finished(turn.calls, results, self._seen, now=self._now())
 
-    async def _call(self, turn: _Turn, number: int) -> None:
-        turn.started.add(number)
-        call, began = turn.calls[number], self._loop.time()
-        outcome = await _outcome(self._tools.call_openai_tool, call.as_openai())  # type: ignore[union-attr] # without tools no call is run
-        seconds = self._loop.time() - began
-        chars = self._config.observation_chars
-        if isinstance(outcome, _Raised):
-            outcome = ToolResult(f"error: {_told(outcome.error)}", ok=False)
-        if turn.slots[number] is None:  # else it was given up, and what comes now comes too late
-            turn.slots[number] = read_outcome(call, outcome, seconds=seconds, chars=chars)
+    async def _run_one(self, turn: _Turn, number: int, left: float) -> "_Stop | None":
+        """Run the only call of a turn without a task of its own, which would cost more than all else in the turn."""
+        limit = self._config.tool_timeout_seconds
+        due = _Stop.TOOL_TIMEOUT if limit < left else _Stop.DEADLINE
+        call = turn.start(number, self._loop.time())
+        outcome = await self._within(min(limit, left), due, self._call_tool, call)
+        if isinstance(outcome, _Stop):
+            return outcome
+        self._store(turn, number, outcome)
+        return None
 
     async def _call_all(self, turn: _Turn, todo: Sequence[int]) -> None:
         """Run the calls, `tool_concurrency` at a time, each under its own time limit."""
-        waiting, running = deque(todo), dict[asyncio.Task[None], tuple[int, float]]()
+        waiting, running = deque(todo), dict[asyncio.Task[Any], int]()
+        limit, clock = self._config.tool_timeout_seconds, self._loop.time
         try:
             while waiting or running:
                 while waiting and len(running) < self._config.tool_concurrency:
                     number = waiting.popleft()
-                    task = self._loop.create_task(self._call(turn, number))
-                    running[task] = (number, self._loop.time() + self._config.tool_timeout_seconds)
-                left = min(deadline for _, deadline in running.values()) - self._loop.time()
+                    call = turn.start(number, clock())
+                    running[self._loop.create_task(_given(self._call_tool, call))] = number
+                left = limit + min(turn.started[number] for number in running.values()) - clock()
                 done, _ = await asyncio.wait(running, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-                late = {task for task, (_, deadline) in running.items() if deadline <= self._loop.time()} - done
+                late = {task for task, number in running.items() if clock() >= turn.started[number] + limit} - done
                 await _end(late)
                 for task in done | late:
-                    number, _ = running.pop(task)
+                    number = running.pop(task)
+                    self._store_of(task, turn, number)
                     if turn.slots[number] is None:
-                        why = _timed_out(self._config) if task in late else "it was cancelled, but not by the run,"
-                        turn.slots[number] = turn.without_result(number, why)
+                        why = _timed_out(self._config) if task in late else _FOREIGN_CANCEL
+                        turn.slots[number] = turn.without_result(number, why, clock())
         finally:
             await _end(running)
+            for task, number in running.items():
+                self._store_of(task, turn, number)
+
+    def _store_of(self, task: "asyncio.Task[Any]", turn: _Turn, number: int) -> None:
+        if task.done() and not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            self._store(turn, number, task.result() if error is None else _Raised(error))
+
+    def _store(self, turn: _Turn, number: int, outcome: object) -> None:
+        if isinstance(outcome, _Raised):
+            outcome = ToolResult(f"error: {_told(outcome.error)}", ok=False)
+        seconds = self._loop.time() - turn.started[number]
+        chars = self._config.observation_chars
+        turn.slots[number] = read_outcome(turn.calls[number], outcome, seconds=seconds, chars=chars)
+
+
+_FOREIGN_CANCEL = "it was cancelled, but not by the run,"
+
+
+def _no_tool(call: dict[str, Any]) -> Any:
+    raise LookupError("there are no tools")  # and none is called: no call of an unknown tool is run
 
 
 def _timed_out(config: AgentConfig) -> str:
     return f"its time limit of {config.tool_timeout_seconds:g} s was over"
 
 
-async def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what user-supplied code gives, or a `_Raised` with what it raised; it may be async or not."""
-    try:
-        given = function(*arguments)
-        return await given if hasattr(given, "__await__") else given
-    except Exception as error:  # noqa: BLE001 # the one place around user-supplied code: it may raise anything
-        return _Raised(error)
+async def _given(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the function gives; it may be async or not."""
+    given = function(*arguments)
+    return await given if hasattr(given, "__await__") else given
 
 
 async def _end(tasks: "Collection[asyncio.Task[None]]") -> None:
@@ -477,12 +516,16 @@ def _model_failed(now: float, error: Exception) -> ModelFailed:
     if isinstance(error, ModelError):
         after = error.retry_after
         known = after is not None and math.isfinite(after) and after > 0
-        return ModelFailed(now, error.retryable, str(error), after if known else None)
+        return ModelFailed(now, bool(error.retryable), str(error), after if known else None)
     return ModelFailed(now, not isinstance(error, _OUR_BUGS), _told(error))
 
 
 def _told(error: Exception) -> str:
-    return cut(f"{type(error).__name__}: {error}", 2_000)
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 # a foreign exception may be unable to say what it is
+        words = "(it can't say what)"
+    return cut(f"{type(error).__name__}: {words}", 2_000)
 
 
 def _default_client(config: AgentConfig) -> ModelClient:
@@ -533,9 +576,10 @@ def _logger() -> OnEvent:
     import structlog
 
     log = structlog.get_logger("agent_fsm")
+    source = PLAN
 
     def on_event(event: Event, run: Run) -> None:
-        source = run.taken[0].sources[0] if len(run.taken[0].sources) == 1 else run.ledger.asking
+        nonlocal source
         ledger = run.ledger
         log.info(
             "stepped",
@@ -547,6 +591,7 @@ def _logger() -> OnEvent:
             iterations=ledger.iterations,
             seconds=round(ledger.seconds, 3),
         )
+        source = run.state
 
     return on_event
 

@@ -150,7 +150,11 @@ class Compare(Guard):
     def code(self, bound: dict[str, Any]) -> str:
         absent = [each for each in (self.left, self.right) if isinstance(each, Number) and each.absent]
         tests = [f"{each} is not None" for each in absent]
-        return "(" + " and ".join([*tests, f"{self.left} {self.sign} {self.right}"]) + ")"
+        right = str(self.right)
+        if not isinstance(self.right, Number):
+            right = f"number_{len(bound)}"  # bound, as inf and nan have no literal
+            bound[right] = self.right
+        return "(" + " and ".join([*tests, f"{self.left} {self.sign} {right}"]) + ")"
 
 
 @frozen

@@ -12,12 +12,12 @@ import linecache
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from attrs import define, frozen
+from attrs import define, fields, frozen
 from transitions import Machine, Transition
 
 from agent_fsm import directives
 from agent_fsm.config import AgentConfig
-from agent_fsm.errors import NoRowError, TableError
+from agent_fsm.errors import ConfigError, NoRowError, TableError
 from agent_fsm.guards import ALWAYS, Guard
 from agent_fsm.ledger import Ledger, clone, cloner
 from agent_fsm.protocol import (
@@ -47,6 +47,7 @@ from agent_fsm.protocol import (
     ToolsListed,
     ToolsUnavailable,
 )
+from agent_fsm.reading import results_size
 from agent_fsm.table import DECIDED, TABLE, Row, Table, Update
 from agent_fsm.transcript import (
     FRAME_TOKENS,
@@ -129,6 +130,11 @@ def _check(table: Table) -> None:
         where = f"row {number} ({row.label})"
         if (row.reason is None) is (row.target is DONE):
             raise TableError(f"{where}: a row has a reason exactly if its target is Done")
+        if row.target is DONE and not isinstance(row.reason, StopReason) and row.reason != DECIDED:
+            raise TableError(f"{where}: {row.reason!r} is no reason; take a StopReason or DECIDED")
+        if row.target is CALL_TOOLS and row.events != (ModelReplied,):
+            raise TableError(f"{where}: only a ModelReplied leads to CallTools, as it brings the calls")
+        _check_updates(where, row.updates)
         if DONE in row.sources or (row.target is OBSERVE and OBSERVE in row.sources):
             raise TableError(f"{where}: nothing leaves Done, and Observe does not lead to itself")
         if (OBSERVE in row.sources) is bool(row.events) or not row.sources:
@@ -142,6 +148,16 @@ def _check(table: Table) -> None:
             raise TableError(
                 f"the rows for {trigger} in {source} must end in one row that is always taken; always taken: {always}"
             )
+
+
+_COUNTERS = frozenset(each.name for each in fields(Ledger)) - {"limits"}
+
+
+def _check_updates(where: str, updates: Sequence[Update]) -> None:
+    for update in updates:
+        if update.verb not in ("add", "put") or update.counter not in _COUNTERS:
+            known = ", ".join(sorted(_COUNTERS))
+            raise TableError(f"{where}: can't {update.verb} to {update.counter!r}; add or put to one of {known}")
 
 
 @frozen
@@ -302,8 +318,11 @@ def start(messages: Sequence[Mapping[str, Any]], config: AgentConfig, table: Tab
 
     Raises:
         MessagesError: no provider accepts *messages*.
+        ConfigError: there is a limit on cost but no price.
         TableError: *table* can't be run.
     """
+    if config.max_cost_usd is not None and None in (config.prompt_usd_per_token, config.reply_usd_per_token):
+        raise ConfigError("max_cost_usd is set, so prompt_usd_per_token and reply_usd_per_token must be, too")
     return Run(
         rules=rules_of(table),
         ledger=Ledger(config),
@@ -314,8 +333,9 @@ def start(messages: Sequence[Mapping[str, Any]], config: AgentConfig, table: Tab
 
 def next_effect(run: Run) -> Effect | None:
     """Return what *run* wants done; None if it is over."""
-    if run.state is CALL_TOOLS and run.pending is not None:
-        return RunTools(tuple([call for call in run.pending.calls if not call.not_run]))
+    if run.state is CALL_TOOLS:
+        calls = () if run.pending is None else run.pending.calls
+        return RunTools(tuple([call for call in calls if not call.not_run]))
     if run.state is DONE:
         return None
     if not run.listed:
@@ -333,12 +353,17 @@ def step(run: Run, event: Event) -> Run:
     Raises:
         NoRowError: the table has no row for the event in this state.
     """
+    take = run.rules.waiting.get(run.state, {}).get(type(event))
+    if take is None:
+        raise NoRowError(f"no row for {type(event).__name__} in {run.state}")
     new = _clone_run(run)
     ledger = new.ledger = clone(run.ledger)
     ledger.seconds = max(ledger.seconds, event.now)
     _record(new, event)
-    row = _taken(run.rules.waiting.get(run.state, {}).get(type(event)), ledger, event, run.state)
+    row = _taken(take, ledger, event, run.state)
     new.taken = (row,)
+    if new.pending is not None and row.target is not CALL_TOOLS:
+        _leave_calls(new, new.pending)
     if row.target is OBSERVE:
         _reckon(new)
         row = _taken(run.rules.observe, ledger, event, OBSERVE)
@@ -351,8 +376,8 @@ def step(run: Run, event: Event) -> Run:
     return new
 
 
-def _taken(take: Take | None, ledger: Ledger, event: Event, state: State) -> Row:
-    row = None if take is None else take(ledger)
+def _taken(take: Take, ledger: Ledger, event: Event, state: State) -> Row:
+    row = take(ledger)
     if row is None:
         raise NoRowError(f"no row for {type(event).__name__} in {state}")
     return row
@@ -469,17 +494,30 @@ def _record_interruption(run: Run, event: Interrupted) -> None:
     ledger.ended = Ended.CANCELLED if event.cancelled else Ended.TIMED_OUT
     if run.pending is not None:
         _answer_calls(run, event.results, event.size)
-    elif run.listed:  # the provider may have done, and charged for, all of it
+    elif run.listed and event.started:  # the provider may have done, and charged for, all of it
         _charge_worst(ledger)
 
 
 def _answer_calls(run: Run, results: tuple[ToolResult, ...], size: int) -> None:
     reply = run.pending
-    if reply is None or reply.message is None or len(results) != len(reply.calls):
+    if len(results) != (0 if reply is None else len(reply.calls)):
         raise ValueError(f"{len(results)} results arrived for the calls of {reply!r}; each call has exactly one")
+    if reply is None or reply.message is None:
+        return
     run.ledger.tool_calls += sum([result.ran for result in results])
     run.pending = None
     _append(run, reply.message, results, reply.size + size)
+
+
+def _leave_calls(run: Run, reply: ModelReplied) -> None:
+    """Answer calls that a policy does not let be run."""
+    results = tuple(
+        ToolResult(
+            "not run: the policy of this run did not allow it", ok=False, call_id=call.id, name=call.name, ran=False
+        )
+        for call in reply.calls
+    )
+    _answer_calls(run, results, results_size(results))
 
 
 def _append(run: Run, message: Message, results: tuple[ToolResult, ...], size: int) -> None:
@@ -514,10 +552,14 @@ def _enter(run: Run, event: Event, *, nudged: bool) -> None:
     ledger = run.ledger
     ledger.asking = run.state
     if run.state is SUMMARIZE:
+        ledger.attempts, ledger.retry_at = 0, 0.0  # of the request that is given up
         ledger.request_tokens = ledger.closing_tokens_needed - ledger.tokens
         ledger.request_cost_usd = max(0.0, ledger.closing_cost_needed_usd - ledger.cost_usd)
-    elif ledger.ended is Ended.RETRYABLE or run.state is PLAN:
-        return  # the same request again, or one that needs no words
+    elif ledger.ended is Ended.RETRYABLE:
+        return  # the same request again
+    elif run.state is PLAN:
+        if run.transcript.ends_with_assistant():
+            _say(run, directives.go_on())
     elif run.state is RESEARCH:
         _say(run, directives.research(run.research, unsure=ledger.said is Said.UNSURE))
     elif nudged:

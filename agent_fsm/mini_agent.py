@@ -1,6 +1,6 @@
 """The names of LiteLLM's mini-agent over ours, so that its users change one import line.
 
-    from agent_fsm.mini_agent import AgentConfig, LocalMCPInvoker, run_mcp_mini_agent
+from agent_fsm.mini_agent import AgentConfig, LocalMCPInvoker, run_mcp_mini_agent
 """
 
 from collections.abc import Mapping, Sequence

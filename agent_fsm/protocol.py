@@ -120,6 +120,8 @@ class ToolCall:
     """A JSON object; `{}` if the model wrote anything else."""
     not_run: str = ""
     """Why this call must not be run, in words for the model; empty if it is to be run."""
+    over_cap: bool = False
+    """True if it is not run only because the turn has too many calls, which is no failure."""
     wrote: str = ""
     """What the model really wrote as name or arguments, where that could not be kept."""
     provider_fields: Mapping[str, Any] | None = None
@@ -236,6 +238,8 @@ class Interrupted:
     """The results of all calls of the turn, in the order asked; those that had not finished say that they were
     interrupted."""
     size: int = 0
+    started: bool = True
+    """False if the effect had not been started, so that nothing was sent."""
 
 
 Event: TypeAlias = ToolsListed | ToolsUnavailable | ModelReplied | ModelFailed | ToolsFinished | Interrupted

@@ -4,6 +4,7 @@ Text is looked at here, once. Past this module nobody reads what a model wrote.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ __all__ = [
     "read_outcome",
     "read_reply",
     "read_tools",
+    "results_size",
     "sounds_unsure",
 ]
 
@@ -46,8 +48,15 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # 1e999 is JSON, but what it stands for can't be sent on
+        _refuse(digits)
+    return number
+
+
 # Built once: json.loads with any argument builds a decoder for each call. NaN and Infinity are Python's, not JSON's.
-_decode = json.JSONDecoder(parse_constant=_refuse).decode
+_decode = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
 
 
 # Replies
@@ -71,7 +80,7 @@ def read_reply(
         error = f"the provider sent an error instead of a reply: {_shown(whole['error'])}"
         return ModelFailed(now, retryable=True, error=error)
     known = message or {}
-    refusal = _text_of(known.get("refusal"))
+    refusal = _refusal_of(known)
     text = _text_of(known.get("content"))
     if not refusal and isinstance(finish, str) and finish.lower() in _REFUSING:
         refusal = text or f"the provider stopped the reply: {finish}"
@@ -101,7 +110,7 @@ _CALL = ("id", "function", "name", "arguments", "provider_specific_fields")
 
 def _fields(thing: object, names: Sequence[str]) -> Mapping[str, Any]:
     """Return the fields of *thing*, a mapping or an object, that have one of *names*."""
-    if isinstance(thing, dict):  # the usual case; asking for a Mapping takes ten times as long
+    if type(thing) is dict:  # the usual case; asking for a Mapping takes ten times as long
         return thing
     return {} if thing is None else {name: _field(thing, name) for name in names}
 
@@ -151,9 +160,30 @@ def _entering(message: Mapping[str, Any], text: str, calls: Sequence[ToolCall]) 
     if calls:
         for key in ("thinking_blocks", "reasoning_content"):  # some providers want them back beside the calls
             value = message.get(key)
-            if value and isinstance(value, list | str):
-                entering[key] = value
+            if isinstance(value, list | str) and (plain := _plain(value)):
+                entering[key] = plain
     return entering
+
+
+def _plain(value: object) -> Any:
+    """Return *value*, which is to be sent back as it came, as plain JSON values; None if it can't be sent."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        plain = json.loads(text)
+        value_size(plain)  # it is taken later, when a nesting too deep would be an exception
+    except Exception:  # noqa: BLE001 # not JSON, circular, too deep; and a foreign object may raise anything
+        return None
+    return plain
+
+
+def _refusal_of(message: Mapping[str, Any]) -> str:
+    """Return what the model refused with, in a field of its own or in parts of the content."""
+    content = message.get("content")
+    refusals = [message.get("refusal")]
+    if isinstance(content, list | tuple):
+        refusals += [_fields(part, ("refusal",)).get("refusal") for part in content if not isinstance(part, str)]
+    return "\n".join([_clean(each) for each in refusals if isinstance(each, str) and each.strip()])
 
 
 def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], *, answered: bool) -> int:
@@ -169,7 +199,7 @@ def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], 
             value_size(value) for key, value in entering.items() if key not in ("role", "content", "tool_calls")
         )
     if answered:
-        size += _results_size(not_run_results(calls))
+        size += results_size(not_run_results(calls))
     return size
 
 
@@ -191,7 +221,7 @@ def _amount(value: object) -> float | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 # Text
@@ -236,7 +266,7 @@ def _text_of_part(part: object) -> str:
 def _as_json(value: object) -> str:
     try:
         return _clean(json.dumps(value, ensure_ascii=False, default=_named))
-    except (ValueError, TypeError, RecursionError):  # circular, keys of other types, too deep
+    except Exception:  # noqa: BLE001 # circular, keys of other types, too deep; a foreign mapping may raise anything
         return _named(value)
 
 
@@ -295,8 +325,9 @@ def _calls(
         name = wrote_name if isinstance(wrote_name, str) and _LEGAL.match(wrote_name) else ""
         arguments = _arguments(wrote_arguments)
         not_run, wrote = why_not, ""
-        if position >= max_calls:
-            not_run = not_run or f"only the first {max_calls} calls of a turn are run; ask for it again"
+        over_cap = position >= max_calls and not why_not
+        if over_cap:
+            not_run = f"only the first {max_calls} calls of a turn are run; ask for it again"
         if name not in offered:
             wrote = "" if name else _shown(wrote_name)
             not_run = not_run or f"there is no tool {name or wrote!r}; the tools are: {', '.join(offered) or 'none'}"
@@ -308,13 +339,14 @@ def _calls(
             name or _legal_name(wrote_name),
             "{}" if arguments is None else arguments,
             not_run,
+            over_cap,
             wrote,
             _provider_fields(raw.get("provider_specific_fields")),
         )
 
 
 def _provider_fields(fields: object) -> Mapping[str, Any] | None:
-    return fields if fields and isinstance(fields, Mapping) else None
+    return _plain(fields) if fields and isinstance(fields, Mapping) else None
 
 
 def _call_id(wrote: object, taken: set[str], fallback: str) -> str:
@@ -335,17 +367,26 @@ def _arguments(wrote: object) -> str | None:
         if not wrote.strip():
             return "{}"  # what many models send to a function without parameters
         try:
-            return _clean(wrote) if isinstance(_decode(wrote), dict) else None
+            decoded = _decode(wrote)
         except (ValueError, RecursionError):
             return None
+        if not isinstance(decoded, dict):
+            return None
+        if not _HALF_ESCAPED.search(wrote):
+            return _clean(wrote)
+        wrote = decoded
     if wrote is None:
         return "{}"
     if not isinstance(wrote, Mapping):
         return None
     try:
         return _clean(json.dumps(wrote, ensure_ascii=False, allow_nan=False))
-    except (ValueError, TypeError, RecursionError):
+    except Exception:  # noqa: BLE001 # not JSON, circular, too deep; and a foreign mapping may raise anything
         return None
+
+
+# Perhaps half a surrogate pair, in ASCII: the text can be sent on, but not what it stands for
+_HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 # Tools
@@ -379,11 +420,17 @@ def read_tools(
         name = _fields(_fields(each, ("function",)).get("function"), ("name",)).get("name")
         if isinstance(each, Mapping) and isinstance(name, str) and _LEGAL.match(name) and name not in tools:
             tools[name] = each
-    looks_up = tuple(name for name in tools if (looks_like_research(name) if research is None else name in research))
-    return ToolsListed(now, tuple(tools.values()), looks_up, value_size(list(tools.values())) if tools else 0)
+    try:
+        size = len(json.dumps(list(tools.values()))) if tools else 0  # escaped, so no shorter than its UTF-8
+    except (ValueError, TypeError, RecursionError) as error:
+        return ToolsUnavailable(now, backend, f"its list of tools is no JSON: {error}")
+    named = research if isinstance(research, list | tuple | set | frozenset | Mapping) else None
+    looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
+    return ToolsListed(now, tuple(tools.values()), looks_up, size)
 
 
-_RESULT_KEYS = frozenset({"ok", "rc", "stdout", "stderr", "error", "text", "result", "answer"})
+_RESULT = ("ok", "rc", "error")
+"""The fields of a result that say whether it is a success."""
 
 
 def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int) -> ToolResult:
@@ -394,8 +441,8 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
     other string is the text of a success. More than *chars* characters are cut to head and tail.
     """
     if isinstance(outcome, ToolResult):
-        text, ok, rc = _clean(str(outcome.text)), outcome.ok is True, outcome.rc
-        seconds = outcome.seconds or seconds
+        text, ok, rc = _text_of(outcome.text), outcome.ok is True, _exit_code(outcome.rc)
+        seconds = _amount(outcome.seconds) or seconds
     else:
         text = _text_of(outcome)
         ok, rc = _verdict(outcome, text)
@@ -405,20 +452,23 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
 def _verdict(outcome: object, text: str) -> tuple[bool, int | None]:
     fields = outcome
     if isinstance(outcome, str):
-        if not text.startswith("{"):
+        if not text.lstrip().startswith("{"):
             return True, None
         try:
-            fields = _decode(text)
+            fields = json.loads(text)  # NaN is fine here: many tools are Python, and it goes nowhere
         except (ValueError, RecursionError):
             return True, None
-    if not isinstance(fields, Mapping) or not any(key in _RESULT_KEYS for key in fields):
+    if not isinstance(fields, Mapping):
         return True, None
-    rc = fields.get("rc")
-    rc = rc if isinstance(rc, int) and not isinstance(rc, bool) else None
-    ok = fields.get("ok")
-    if isinstance(ok, bool):
-        return ok, rc
-    return not fields.get("error") and rc in (None, 0), rc
+    said = _fields(fields, _RESULT)
+    ok, rc = said.get("ok"), said.get("rc")
+    if not isinstance(ok, bool):
+        ok = not said.get("error") and (not isinstance(rc, int) or isinstance(rc, bool) or rc == 0)
+    return ok, _exit_code(rc)
+
+
+def _exit_code(rc: object) -> int | None:
+    return rc if isinstance(rc, int) and not isinstance(rc, bool) and abs(rc) < 2**63 else None
 
 
 def finished(
@@ -426,24 +476,25 @@ def finished(
 ) -> ToolsFinished:
     """Return the event that every one of *calls* has its result; *seen* counts the pairs met so far."""
     fresh, stale, repeats = novelty(seen, calls, results)
-    return ToolsFinished(now, results, _failed(results), fresh, stale, repeats, _results_size(results))
+    return ToolsFinished(now, results, _failed(calls, results), fresh, stale, repeats, results_size(results))
 
 
-def interrupted(results: tuple[ToolResult, ...], *, now: float, cancelled: bool) -> Interrupted:
+def interrupted(results: tuple[ToolResult, ...], *, now: float, cancelled: bool, started: bool = True) -> Interrupted:
     """Return the event that a turn was interrupted, with the *results* of all its calls."""
-    return Interrupted(now, cancelled, results, _results_size(results))
+    return Interrupted(now, cancelled, results, results_size(results), started)
 
 
-def _failed(results: Sequence[ToolResult]) -> bool:
+def _failed(calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> bool:
     """Return whether a call failed and none of the same tool succeeded after it."""
     mended: set[str] = set()
-    for result in reversed(results):
+    for call, result in zip(reversed(calls), reversed(results), strict=True):
         if result.ok:
             mended.add(result.name)
-        elif result.name not in mended:
+        elif result.name not in mended and not call.over_cap:
             return True
     return False
 
 
-def _results_size(results: Sequence[ToolResult]) -> int:
+def results_size(results: Sequence[ToolResult]) -> int:
+    """Return an upper bound of the tokens that the tool messages of *results* add."""
     return sum(FRAME_TOKENS + 64 + text_size(result.text) for result in results)

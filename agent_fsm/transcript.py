@@ -67,6 +67,9 @@ def value_size(value: object) -> int:
 
 def message_size(message: Mapping[str, Any]) -> int:
     """Return an upper bound of the tokens that *message* adds to a request."""
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):
+        return FRAME_TOKENS + text_size(content)
     calls = message.get("tool_calls") or ()
     return FRAME_TOKENS * (1 + len(calls)) + sum(value_size(value) for value in message.values())
 
@@ -198,6 +201,10 @@ class Transcript:
     def messages(self) -> list[Message]:
         """Return the whole conversation, system messages included."""
         return [*self.system, *self.shared[: self.count]]
+
+    def ends_with_assistant(self) -> bool:
+        """Return whether the last message is the model's own."""
+        return bool(self.shared[self.count - 1]["role"] == "assistant")
 
     def record_size(self) -> int:
         """Return an upper bound of the tokens in the whole record."""

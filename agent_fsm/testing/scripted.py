@@ -59,7 +59,7 @@ class _Script:
 async def _play(item: Item, *arguments: Any, **named: Any) -> Any:
     if isinstance(item, BaseException) or (isinstance(item, type) and issubclass(item, BaseException)):
         raise item
-    if isinstance(item, Hang):
+    if item is Hang or isinstance(item, Hang):
         await _never()
     if callable(item):
         given = item(*arguments, **named)

@@ -85,8 +85,8 @@ def config(turns: int) -> AgentConfig:
     return AgentConfig(max_iterations=turns + 1, max_tokens_total=10**9)
 
 
-async def ours(turns: int, settings: AgentConfig | None = None) -> None:
-    result = await AgentRun(TASK, Tools(), settings or config(turns), model_client=Model(turns))
+async def ours(turns: int, settings: AgentConfig) -> None:
+    result = await AgentRun(TASK, Tools(), settings, model_client=Model(turns))
     assert result.stopped_reason == "success", result
     assert result.iterations == turns + 1
 
@@ -127,15 +127,15 @@ def print_turns() -> bool:
 # Many runs at once, each side in a process of its own, as memory that was freed stays with a process
 
 
-async def crowd(loop: Callable[[int], Awaitable[None]], runs: int) -> None:
-    await asyncio.gather(*(loop(10) for _ in range(runs)))
+async def crowd(side: str, runs: int) -> None:
+    settings = config(10)
+    await asyncio.gather(*(bare(10) if side == "bare" else ours(10, settings) for _ in range(runs)))
 
 
 def measure_crowd(side: str) -> None:
-    loop = bare if side == "bare" else ours
-    asyncio.run(crowd(loop, 10))
+    asyncio.run(crowd(side, 10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = cpu(lambda: asyncio.run(crowd(loop, 1_000)))
+    seconds = cpu(lambda: asyncio.run(crowd(side, 1_000)))
     print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1_024)
 
 

@@ -1,0 +1,571 @@
+"""The command `agent-fsm`, run as people run it: in a process of its own, with signals, pipes and terminals."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fcntl import ioctl
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+from attrs import fields, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_fsm.cli.commands import ExitCode, cli, exit_code
+from agent_fsm.cli.view import clean, path_text
+from agent_fsm.config import AgentConfig
+from agent_fsm.protocol import CALL_TOOLS, DONE, OBSERVE, PLAN, REPAIR, AgentResult, State, StopReason
+
+HELLO = "Run python: print('hello') then summarize the result."
+SLEEP = "Run python: import time; time.sleep(30)"
+TWO_TURNS = "1. Run python: print(1)\n2. Run python: print(2)"
+
+DEADLINE_S = 1.0
+"""Within which a cancelled run ends."""
+SLACK_S = 5.0
+"""What a busy machine may add. What must not delay the end sleeps far longer."""
+TIMEOUT_S = 60.0
+"""After which a test gives up."""
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+
+
+# Running the command
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's variables, but for what would configure an agent or a terminal."""
+    ours = re.compile(r"AGENT_FSM_|.*_API_KEY$|(TERM|COLUMNS|LINES|NO_COLOR|FORCE_COLOR)$")
+    return {name: value for name, value in os.environ.items() if not ours.match(name)} | more
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "agent_fsm.cli", *arguments]
+
+
+def ran(*arguments: str, stdin: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command(*arguments),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(**variables),
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A process started in the background of a script ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def started(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    process = subprocess.Popen(
+        command(*arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def children(pid: int) -> set[int]:
+    """Return the living children of *pid*."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # gone meanwhile
+            continue
+        if int(parent) == pid and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+def tool_process(process: "subprocess.Popen[str]") -> int:
+    """Return the process of the running tool, once there is one."""
+    give_up = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < give_up:
+        for pid in children(process.pid):
+            if "script.py" in Path(f"/proc/{pid}/cmdline").read_text():
+                return pid
+        time.sleep(0.02)
+    raise AssertionError("no tool was started")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@frozen
+class Stopped:
+    """What a command did that a signal came to while its tool was running."""
+
+    code: int
+    seconds: float
+    """From the signal to the end."""
+    stdout: str
+    stderr: str
+    tool_alive: bool
+
+
+def stopped_by(number: signal.Signals, *arguments: str, times: int = 1) -> Stopped:
+    with started("run", SLEEP, *arguments) as process:
+        tool = tool_process(process)
+        began = time.monotonic()
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.03)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+        return Stopped(process.returncode, time.monotonic() - began, stdout, stderr, alive(tool))
+
+
+# What comes out
+
+
+def test_an_answer_is_exit_code_0_and_stands_last() -> None:
+    done = ran("run", HELLO)
+
+    assert done.returncode == ExitCode.ANSWERED
+    assert done.stdout.startswith("model: offline planner, not a language model")
+    assert "exec_python ok, rc 0" in done.stdout
+    assert "Plan > Observe > Plan > CallTools > Observe > Plan > Observe > Done" in done.stdout
+    assert done.stdout.endswith("| hello\n")
+    assert done.stderr == ""
+
+
+def test_each_step_is_one_line() -> None:
+    done = ran("run", "1. Run python: print('a\\nb')\n2. Run python: 1/0")
+
+    steps = re.findall(r"^ +[0-9.]+ s  (\w+ +\w+ ?\w*)", done.stdout, re.MULTILINE)
+    assert [" ".join(step.split()) for step in steps] == [
+        "Plan tools",
+        "Plan asks for",
+        "CallTools exec_python ok",
+        "Plan asks for",
+        "CallTools exec_python failed",
+        "Repair answers",
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("--closing-summary",)])
+def test_a_run_that_a_limit_ended_is_exit_code_3(more: tuple[str, ...]) -> None:
+    done = ran("run", TWO_TURNS, "--max-iterations", "1", *(more or ["--no-closing-summary"]))
+
+    assert done.returncode == ExitCode.LIMIT
+    assert "max_iterations: the requests of --max-iterations were used up" in done.stdout
+
+
+def test_every_reason_has_its_exit_code() -> None:
+    codes = {reason: exit_code(reason) for reason in StopReason}
+
+    limits = ("max_iterations", "max_wallclock", "stagnation", "max_failures", "budget")
+    assert codes == {
+        "success": 0,
+        "model_error": 1,
+        "tools_unavailable": 1,
+        "refused": 1,
+        **dict.fromkeys(limits, 3),
+        "cancelled": 130,
+    }
+    assert exit_code(StopReason.CANCELLED, signal.SIGTERM) == 143
+    assert exit_code(StopReason.SUCCESS, signal.SIGTERM) == 0, "the signal came too late"
+
+
+def test_quiet_prints_the_answer_only() -> None:
+    done = ran("run", "Run python: print('hello')", "--quiet")
+
+    assert done.stdout == "Offline planner (not a language model):\nhello\n"
+
+
+def test_quiet_without_an_answer_says_why_on_standard_error() -> None:
+    done = ran("run", TWO_TURNS, "--max-iterations", "1", "--no-closing-summary", "--quiet")
+
+    assert (done.returncode, done.stdout) == (ExitCode.LIMIT, "")
+    assert "max_iterations" in done.stderr
+
+
+def test_json_is_one_object_with_the_whole_result() -> None:
+    done = ran("run", HELLO, "--json")
+
+    told = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert told.keys() == {each.name for each in fields(AgentResult)}
+    assert told["stopped_reason"] == "success"
+    assert told["path"] == ["Plan", "Observe", "Plan", "CallTools", "Observe", "Plan", "Observe", "Done"]
+    assert [message["role"] for message in told["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert [event["event"] for event in told["events"]] == [
+        "ToolsListed",
+        "ModelReplied",
+        "ToolsFinished",
+        "ModelReplied",
+    ]
+    assert done.stderr.startswith("model: offline planner, not a language model")
+
+
+def test_plain_output_has_no_escape_codes_and_reads_no_markup() -> None:
+    done = ran("run", r"""Run python: print("\x1b[31mred\x1b[0m \x07 \x9b5m [bold]x[/bold] \x1b]0;title\x07")""")
+
+    assert done.returncode == ExitCode.ANSWERED
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
+    assert "[bold]x[/bold]" in done.stdout
+
+
+def test_log_lines_go_to_standard_error() -> None:
+    done = ran("run", HELLO, "--log")
+
+    assert done.stdout.endswith("| hello\n")
+    assert len(re.findall(r"stepped .*target=", done.stderr)) == 4
+
+
+def test_the_task_may_come_by_standard_input() -> None:
+    done = ran("run", "-", "--quiet", stdin="Run python: print('by\npipe')".replace("\n", "\\n"))
+
+    assert done.stdout.endswith("by\npipe\n")
+
+
+def test_a_reader_that_leaves_ends_it_quietly_and_the_transcript_is_saved(tmp_path: Path) -> None:
+    saved = tmp_path / "messages.json"
+    with started("run", "Run python: import time; time.sleep(1)", "--save", str(saved)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        stderr = process.stderr.read()
+        code = process.wait(TIMEOUT_S)
+
+    assert (code, stderr) == (ExitCode.PIPE_CLOSED, "")
+    assert json.loads(saved.read_text())[0]["role"] == "user"
+
+
+# How it is used
+
+
+USAGE_ERRORS = [
+    ((), "Missing argument 'TASK'"),
+    (("",), "TASK is empty"),
+    ((HELLO, "--max-iteration", "5"), "No such option"),
+    ((HELLO, "--max-iterations", "five"), "--max-iterations must be a whole number >= 1, not 'five'"),
+    ((HELLO, "--config", "nowhere.toml"), "--config: can't read nowhere.toml"),
+    ((HELLO, "--tools", "http"), "'http' is not one of 'local', 'echo', 'none'"),
+    ((HELLO, "--tools", "echo", "--shell-allow", "ls"), "--shell-allow is for --tools local"),
+    ((HELLO, "--shell-allow", "a b"), "--shell-allow: each must be one bare name or absolute path, not 'a b'"),
+    ((HELLO, "--save", "no/such/folder/x.json"), "--save: there is no folder"),
+    ((HELLO, "--save", os.devnull), "is not a file that could be replaced"),
+    ((HELLO, "--json", "--quiet"), "leave one of them out"),
+    (("\udcff",), "TASK is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), USAGE_ERRORS)
+def test_wrong_use_is_exit_code_2_and_told(arguments: tuple[str, ...], told: str) -> None:
+    done = ran("run", *arguments)
+
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert told in " ".join(done.stderr.split())
+
+
+def test_an_option_beats_a_variable_which_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[agent]\nmax_iterations = 1\nclosing_summary = false\n")
+    one, five = "1", "5"
+
+    codes = [
+        ran("run", TWO_TURNS, "--config", str(file)).returncode,
+        ran("run", TWO_TURNS, AGENT_FSM_CONFIG=str(file), AGENT_FSM_MAX_ITERATIONS=five).returncode,
+        ran("run", TWO_TURNS, "--max-iterations", one, AGENT_FSM_MAX_ITERATIONS=five).returncode,
+    ]
+
+    assert codes == [ExitCode.LIMIT, ExitCode.ANSWERED, ExitCode.LIMIT]
+
+
+def test_every_field_has_an_option_with_its_words() -> None:
+    options = {each.name: each for each in cli.commands["run"].params if isinstance(each, click.Option)}
+
+    for each in fields(AgentConfig):
+        dashed = each.name.replace("_", "-")
+        assert f"--{dashed}" in options[each.name].opts
+        assert f"--no-{dashed}" in options[each.name].secondary_opts or each.type is not bool
+        assert "[default: " in (options[each.name].help or "")
+
+
+def test_help_says_what_each_exit_code_means() -> None:
+    done = ran("run", "--help")
+
+    assert done.returncode == 0
+    assert all(re.search(rf"\b{code.value}\b", done.stdout.partition("Exit codes:")[2]) for code in ExitCode)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("tools",), ("diagram",), ("--version",)])
+def test_help_tools_and_diagram_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "agent_fsm.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(),
+        check=True,
+    )
+
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in loaded
+    assert not loaded & {"litellm", "rich", "httpx", "mcp", "structlog", "pydantic"}
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert ran("--version").stdout == f"agent-fsm, version {version('agent-fsm')}\n"
+
+
+def test_tools_are_those_the_model_is_offered() -> None:
+    offered = json.loads(ran("tools", "--json", "--shell-allow", "ls").stdout)
+    told = ran("tools", "--tools", "echo").stdout
+
+    assert [tool["function"]["name"] for tool in offered] == ["exec_python", "exec_shell"]
+    assert "Allowed programs: ls." in offered[1]["function"]["description"]
+    assert told.startswith("echo\n  Returns the text it is given.\n    text (string, required)")
+
+
+def test_without_allowed_programs_there_is_no_shell() -> None:
+    offered = json.loads(ran("tools", "--json", "--shell-allow", "none").stdout)
+
+    assert [tool["function"]["name"] for tool in offered] == ["exec_python"]
+
+
+@pytest.mark.parametrize(("form", "begins"), [("mermaid", "flowchart"), ("dot", "digraph")])
+def test_the_diagram_names_every_state(tmp_path: Path, form: str, begins: str) -> None:
+    file = tmp_path / "diagram.txt"
+
+    printed = ran("diagram", "--format", form).stdout
+    written = ran("diagram", "--format", form, "--output", str(file))
+
+    assert begins in printed
+    assert all(state in printed for state in State)
+    assert (written.stdout, file.read_text()) == ("", printed)
+
+
+# Signals
+
+
+@linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_run_in_time_and_keeps_the_transcript(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    saved = tmp_path / "messages.json"
+
+    stopped = stopped_by(number, "--save", str(saved))
+
+    assert stopped.code == code
+    assert stopped.seconds < DEADLINE_S + SLACK_S
+    assert not stopped.tool_alive
+    assert "cancelled: stopped by a signal" in stopped.stdout
+    assert 'assistant calls exec_python: {"code": "import time; time.sleep(30)"}' in stopped.stdout
+    assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant", "tool"]
+    assert stopped.stderr == ""
+
+
+@linux
+def test_a_second_ctrl_c_breaks_nothing(tmp_path: Path) -> None:
+    saved = tmp_path / "messages.json"
+
+    stopped = stopped_by(signal.SIGINT, "--json", "--save", str(saved), times=4)
+
+    told = json.loads(stopped.stdout)
+    assert (stopped.code, told["stopped_reason"]) == (ExitCode.INTERRUPTED, "cancelled")
+    assert told["messages"] == json.loads(saved.read_text())
+    assert not stopped.tool_alive
+
+
+@linux
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As by nohup, or in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with started("run", "Run python: import time; time.sleep(1); print('on')", "--quiet") as process:
+        tool_process(process)
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=TIMEOUT_S)
+
+    assert (process.returncode, stdout.splitlines()[-1]) == (ExitCode.ANSWERED, "on")
+
+
+def test_saving_replaces_the_file_and_leaves_no_other(tmp_path: Path) -> None:
+    saved = tmp_path / "messages.json"
+    saved.write_text("what was there before")
+
+    done = ran("run", HELLO, "--save", str(saved))
+
+    assert done.returncode == ExitCode.ANSWERED
+    assert json.loads(saved.read_text())[-1]["role"] == "assistant"
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+# On a terminal
+
+
+def on_terminal(*arguments: str, columns: int = 80, meanwhile: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """Return the exit code of the command and what it sent to a terminal."""
+    ours, its = pty.openpty()
+    ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen(
+        command(*arguments), stdin=subprocess.DEVNULL, stdout=its, stderr=its, env=environment(TERM="xterm-256color")
+    )
+    os.close(its)
+    sent = b""
+    try:
+        if meanwhile is not None:
+            meanwhile(process.pid)
+        give_up = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < give_up:
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    sent += os.read(ours, 65_536)
+                except OSError:  # EIO: nobody holds the other end any more
+                    break
+        return process.wait(TIMEOUT_S), sent.decode()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def shown(sent: str) -> str:
+    """What was sent, less colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sent)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_the_run_as_it_goes(columns: int) -> None:
+    code, sent = on_terminal("run", "Run python: import time; time.sleep(1); print('[red]x')", columns=columns)
+
+    seen = shown(sent)
+    assert code == ExitCode.ANSWERED
+    assert "\x1b[" in sent
+    assert seen.startswith("model: offline planner, not a language model")
+    assert "  Plan  [CallTools]  Observe   Repair   Research   Summarize   Done" in seen
+    assert re.search(r"running exec_python, [0-9.]+ s  import time", seen)
+    assert re.search(r"iterations 1/8   tokens 0   time left 1:5\d", seen)
+    assert re.search(r"  ok +rc 0 +[0-9.]+ s  exec_python  import time", seen)
+    assert "Summarize  [Done]" in seen
+    assert "success: the model answered" in seen
+    assert "Plan > Observe > Plan > CallTools > Observe > Plan > Observe > Done" in seen
+    assert seen.endswith("[red]x\r\n")
+    assert max(len(line) for line in re.split(r"[\r\n]+", seen)) <= columns
+
+
+def test_a_terminal_is_told_why_a_call_failed() -> None:
+    _, sent = on_terminal("run", "Run python: 1/0")
+
+    seen = shown(sent)
+    assert re.search(r"  failed +rc 1 +[0-9.]+ s  exec_python  1/0\r\n", seen)
+    assert re.search(r" {20,}ZeroDivisionError: division by zero\r\n", seen)
+    assert "  -> Repair (failed)\r\n" in seen
+
+
+@linux
+def test_a_terminal_that_goes_away_ends_the_run_and_the_transcript_is_saved(tmp_path: Path) -> None:
+    saved = tmp_path / "messages.json"
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        command("run", SLEEP, "--save", str(saved)),
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        stderr=its,
+        text=True,
+        env=environment(TERM="xterm-256color"),
+    )
+    os.close(its)
+    try:
+        tool = tool_process(process)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)  # by the kernel, if the terminal were the command's own
+        code = process.wait(TIMEOUT_S)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert code == ExitCode.HUNG_UP
+    assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant", "tool"]
+    assert not alive(tool)
+
+
+def test_json_on_a_terminal_shows_nothing_else() -> None:
+    code, sent = on_terminal("run", HELLO, "--json")
+
+    notice, told = sent.splitlines()
+    assert (code, json.loads(told)["stopped_reason"]) == (ExitCode.ANSWERED, "success")
+    assert notice.startswith("model: offline")
+
+
+# The parts
+
+
+CLEANED: Mapping[str, str] = {
+    "a\x1b[1;31mb\x1b[0mc": "abc",
+    "a\x1b]8;;http://x\x1b\\link\x1b]8;;\x07b": "alinkb",
+    "a\x1b]never ended\nb": "anever ended\nb",
+    "a\x9b31mb\x00\x07\x7f\x85c": "abc",
+    "one\r\ntwo\rthree\tfour": "one\ntwo\nthree\tfour",
+    "a\u202eb\u2066c": "abc",
+    "a\x1b": "a",
+    "naïve – 中文 🙂": "naïve – 中文 🙂",
+}
+
+
+@pytest.mark.parametrize(("text", "left"), CLEANED.items())
+def test_text_of_others_keeps_its_words_and_loses_its_powers(text: str, left: str) -> None:
+    assert clean(text) == left
+
+
+LAP = (PLAN, CALL_TOOLS, OBSERVE)
+PATHS: list[tuple[tuple[State, ...], str]] = [
+    ((), ""),
+    ((PLAN, OBSERVE, PLAN, OBSERVE, DONE), "Plan > Observe > Plan > Observe > Done"),
+    ((PLAN, OBSERVE, *LAP, *LAP, DONE), "Plan > Observe > (Plan > CallTools > Observe) x2 > Done"),
+    (
+        (*LAP * 3, REPAIR, CALL_TOOLS, OBSERVE, *LAP * 20),
+        "(Plan > CallTools > Observe) x3 > Repair > CallTools > Observe > (Plan > CallTools > Observe) x20",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), PATHS)
+def test_laps_of_a_path_stand_once(path: tuple[State, ...], text: str) -> None:
+    assert path_text(path) == text
+
+
+def unfolded(text: str) -> list[str]:
+    """Return the states that a folded path stands for."""
+    laps = re.sub(r"\(([^)]*)\) x(\d+)", lambda lap: " > ".join([lap[1]] * int(lap[2])), text)
+    return laps.split(" > ") if laps else []
+
+
+@given(st.lists(st.sampled_from([PLAN, CALL_TOOLS, OBSERVE, REPAIR]), max_size=40))
+def test_a_folded_path_unfolds_to_itself(path: list[State]) -> None:
+    assert unfolded(path_text(path)) == path
