@@ -17,7 +17,9 @@ _TAIL_CHARS = 600
 
 
 def _directive(text: str) -> str:
-    return cut_bytes(f"{DIRECTIVE_MARK} {text}", DIRECTIVE_TOKENS - 96)
+    # What a tool wrote as "\\ud800" has become half a surrogate pair, which no provider takes
+    sendable = text.encode("utf-8", "replace").decode()
+    return cut_bytes(f"{DIRECTIVE_MARK} {sendable}", DIRECTIVE_TOKENS - 96)
 
 
 def mend(results: Iterable[ToolResult], reply: ModelReplied | None, *, research_tools: tuple[str, ...]) -> str:

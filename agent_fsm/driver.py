@@ -8,6 +8,7 @@ to nothing.
 
 import asyncio
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from enum import Enum
@@ -321,6 +322,8 @@ class AgentRun:
             outcome = function(*arguments)
             if hasattr(outcome, "__await__"):
                 outcome = await outcome
+            if self._stop is not None and hand is self._hand:
+                await asyncio.sleep(0)  # it cancelled the run and never waited: take the cancel in here
         except asyncio.CancelledError:
             outcome = self._why_cancelled(hand)
         except Exception as error:  # noqa: BLE001 # the one place around user-supplied code: it may raise anything
@@ -515,17 +518,20 @@ _OUR_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, 
 def _model_failed(now: float, error: Exception) -> ModelFailed:
     if isinstance(error, ModelError):
         after = error.retry_after
-        known = after is not None and math.isfinite(after) and after > 0
-        return ModelFailed(now, bool(error.retryable), str(error), after if known else None)
+        known = isinstance(after, int | float) and 0 < after <= sys.float_info.max  # false of NaN, too
+        return ModelFailed(now, error.retryable is True, _words(error), after if known else None)
     return ModelFailed(now, not isinstance(error, _OUR_BUGS), _told(error))
 
 
 def _told(error: Exception) -> str:
+    return cut(f"{type(error).__name__}: {_words(error)}", 2_000)
+
+
+def _words(error: Exception) -> str:
     try:
-        words = str(error)
+        return str(error)
     except Exception:  # noqa: BLE001 # a foreign exception may be unable to say what it is
-        words = "(it can't say what)"
-    return cut(f"{type(error).__name__}: {words}", 2_000)
+        return "(it can't be put into words)"
 
 
 def _default_client(config: AgentConfig) -> ModelClient:

@@ -39,6 +39,7 @@ __all__ = [
 _CUT_OFF = frozenset({"length", "max_tokens", "model_length"})
 _REFUSING = frozenset({"content_filter", "refusal", "safety", "guardrail_intervened"})
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_LEGAL_ID = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")  # 64 by the documents, but OpenAI has refused more than 40
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_-]")
 _SHOWN_CHARS = 500
 """Characters of what a model wrote amiss that it is shown again."""
@@ -279,14 +280,18 @@ def _shown(value: object) -> str:
     return cut(value if isinstance(value, str) else _as_json(value), _SHOWN_CHARS)
 
 
+_SURE = r"(?:sure|certain|confident|positive)"
+_HOW = r"(?:(?:really|quite|too|so|very|at all|100 ?%|entirely|completely|totally|absolutely|fully|altogether) )?"
 _DOUBT = re.compile(
-    r"\bI(?:['’]m| am) (?:(?:still|really|just|honestly) )?"
-    r"(?:not (?:(?:\w+ly|quite|100 ?%|too|so|very|at all) )?(?:sure|certain|confident)|unsure|uncertain|guessing)\b"
-    r"|\bI (?:(?:really|honestly|just) )?(?:do not|don['’]t|can(?:no|['’])t) (?:(?:really|actually|quite) )?"
-    r"(?:know|recall|remember|be (?:sure|certain)|say for (?:sure|certain))\b"
+    rf"\bI(?:['’]?m| am) (?:(?:still|really|just|honestly|a bit|fairly|pretty|quite|rather|somewhat) )?"
+    rf"(?:not {_HOW}{_SURE}|unsure|uncertain|guessing)\b"
+    r"|\bI (?:(?:really|honestly|just) )?(?:do not|don['’]?t|can(?:not|['’]?t)|could(?: not|n['’]?t)) "
+    r"(?:(?:really|actually|quite) )?(?:know(?! of any)|(?:recall|remember)(?! (?:\w+ )?\w+ing)"
+    r"|be (?:sure|certain)|(?:say|tell) for (?:sure|certain))\b"
     r"|\bI (?:might|may|could) (?:well )?be (?:wrong|mistaken)\b"
-    r"|\b(?:my best guess|I(?:['’]d| would| can only| could only) guess|I have no idea)\b"
-    r"|(?:^|[.!?:;]\s+|\n\s*)(?:honestly, |sorry, )?(?:not (?:\w+ly )?(?:sure|certain)|unsure|uncertain)\b",
+    r"|\b(?:my best guess|I(?:['’]d| would| can only| could only) guess|I(?:['’]ve| have) no idea)\b"
+    rf"|(?:^|[.!?]\s+|\n\s*)(?:honestly, |sorry, )?(?:not {_HOW}(?:sure|certain)\b|no idea\b"
+    r"|(?:unsure|uncertain)(?=\s*(?:$|[.,!?;]|(?:if|about|whether|what|which|how)\b)))",
     re.IGNORECASE,
 )
 
@@ -350,7 +355,7 @@ def _provider_fields(fields: object) -> Mapping[str, Any] | None:
 
 
 def _call_id(wrote: object, taken: set[str], fallback: str) -> str:
-    call_id = wrote if isinstance(wrote, str) and _LEGAL.match(wrote) and wrote not in taken else fallback
+    call_id = wrote if isinstance(wrote, str) and _LEGAL_ID.match(wrote) and wrote not in taken else fallback
     while call_id in taken:
         call_id += "_"
     taken.add(call_id)
@@ -391,15 +396,17 @@ _HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 
 # Tools
 
-_RESEARCH_WORDS = re.compile(
-    r"(?:^|[_-])(?:research|search|lookup|ask|docs?|web|wiki|wikipedia|fetch|browse|perplexity|context7)(?:$|[_-])",
-    re.IGNORECASE,
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+")
+_LOOKING_UP = re.compile(
+    r"research|search|lookup|ask|docs|documentation|web|google|wiki|wikipedia|fetch|browse|perplexity|context7"
 )
+_CHANGING = re.compile(r"user|replace|delete|remove|write|create|update|deploy|git|send")
 
 
 def looks_like_research(name: str) -> bool:
-    """Return whether a tool's name says that it looks things up: `web_search`, `perplexity_ask`, `get-docs`."""
-    return _RESEARCH_WORDS.search(name) is not None
+    """Return whether a tool's name says that it looks things up: `web_search`, `askPerplexity`, `get-docs`."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return any(map(_LOOKING_UP.fullmatch, words)) and not any(map(_CHANGING.fullmatch, words))
 
 
 def read_tools(

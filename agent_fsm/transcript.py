@@ -162,13 +162,15 @@ class Transcript:
         new.length += 1
         new.count += len(messages)
         new.size += size
-        if new.keep is not None:
-            new.first = new._window(new.keep)
+        new.first = new._window()
         return new
 
-    def _window(self, keep: int) -> int:
-        first, last = self.first, self.length - 1
-        while first < last and self.count - self.units[first][0] + (self.anchor < first) > keep:
+    def _window(self) -> int:
+        """Return where the next request begins: `keep` messages from the end at most, and with the user's words."""
+        first, last, keep = self.first, self.length - 1, self.keep
+        while keep is not None and first < last and self.count - self.units[first][0] + (self.anchor < first) > keep:
+            first += 1
+        while first < self.anchor and self.shared[self.units[first][0]]["role"] != "user":
             first += 1
         return first
 
@@ -280,9 +282,11 @@ def begin(messages: Sequence[Mapping[str, Any]], keep: int | None = None) -> Tra
     users = [at for at, group in enumerate(groups) if group[0]["role"] == "user"]
     if not users:
         raise MessagesError("no message is from the user; there must be one that says what is wanted")
-    transcript = Transcript(system, sum(map(message_size, system)), [], [], 0, 0, 0, keep, users[-1])
+    transcript = Transcript(system, sum(map(message_size, system)), [], [], 0, 0, 0, keep=None, anchor=0)
     for group in groups:
         transcript = transcript.plus(group, sum(map(message_size, group)))
+    transcript.keep, transcript.anchor = keep, users[-1]
+    transcript.first = transcript._window()
     return transcript
 
 

@@ -279,7 +279,7 @@ def replies(tool_names: Sequence[str], *, hangs: bool = True) -> SearchStrategy[
         hangs: whether it may also never answer; give such a run a deadline that you are willing to wait for.
     """
     choices = [
-        (30, calls_replies(tool_names)),
+        (48, calls_replies(tool_names)),
         (8, hostile_replies(tool_names)),
         (2, odd_replies),
         (2, errors),
@@ -327,7 +327,7 @@ def outcomes(*, hangs: bool = True) -> SearchStrategy[Any]:
 
 
 _KNOBS: Mapping[str, Sequence[Any]] = {
-    "max_iterations": (12, 8, 8, 5, 3, 2, 1),
+    "max_iterations": (12, 12, 12, 8, 8, 5, 3, 2, 1),
     "max_wallclock_seconds": (120.0, 120.0, 20.0, 2.0),
     "max_tools_per_iter": (8, 2, 1),
     "stagnation_window": (3, 2, 1, 10),
@@ -336,11 +336,11 @@ _KNOBS: Mapping[str, Sequence[Any]] = {
     "max_research_hops": (2, 1, 0),
     "research_after_failures": (True, False),
     "max_failures_before_research": (2, 1, 3),
-    "max_consecutive_failures": (5, 10, 3, 2, 1),
+    "max_consecutive_failures": (5, 10, 10, 3, 2, 1),
     "summarize_every": (None, None, 1, 2, 3),
     "closing_summary": (True, False),
     "max_model_retries": (2, 1, 0),
-    "max_tokens_total": (10_000_000, 500_000, 60_000, 20_000, 1),
+    "max_tokens_total": (10_000_000, 10_000_000, 500_000, 60_000, 20_000, 1),
     "max_reply_tokens": (4_096, 100, 1),
     "max_cost_usd": (None, None, 100.0, 0.05),
     "prompt_usd_per_token": (1e-6, 0.0),
