@@ -161,11 +161,23 @@ class AgentRun:
         self._due = _Stop.DEADLINE
         self._timer: asyncio.TimerHandle | None = None
         self._began = 0.0
-        self._over = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._ended = False
         self._error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, AgentResult]:
-        return self._wait().__await__()
+        if self._hand is None:
+            self._begin()
+        try:
+            while not self._ended:
+                yield from self._waiter()
+        except asyncio.CancelledError:
+            self.cancel()
+            yield from self._settled().__await__()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self.result
 
     @property
     def run(self) -> Run:
@@ -200,7 +212,7 @@ class AgentRun:
 
     def cancel(self) -> bool:
         """End the run as `cancelled`; return False if it is over already. May be called from the loop's thread only."""
-        if self._over.is_set() or self._run.reason is not None:
+        if self._ended or self._run.reason is not None:
             return False
         if not self._cancelled:
             self._cancelled = True
@@ -210,28 +222,24 @@ class AgentRun:
                 self._interrupt(_Stop.CANCEL)
         return True
 
-    async def _wait(self) -> AgentResult:
-        if self._hand is None:
-            self._loop = asyncio.get_running_loop()
-            if self._clock is None:
-                self._clock = self._loop.time
-            self._sleep = getattr(self._clock, "sleep", asyncio.sleep)
-            self._began = self._clock()
-            self._new_hand()
-        try:
-            await self._over.wait()
-        except asyncio.CancelledError:
-            self.cancel()
-            await self._settled()
-            raise
-        if self._error is not None:
-            raise self._error
-        return self.result
+    def _begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._clock is None:
+            self._clock = self._loop.time
+        self._sleep = getattr(self._clock, "sleep", asyncio.sleep)
+        self._began = self._clock()
+        self._new_hand()
+
+    def _waiter(self) -> "asyncio.Future[None]":
+        """Return a future that is done when the run has ended, or when whoever awaits it is cancelled."""
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
 
     async def _settled(self) -> None:
-        while not self._over.is_set():  # not for long: who does not stop within the grace is abandoned
+        while not self._ended:  # not for long: who does not stop within the grace is abandoned
             try:
-                await self._over.wait()
+                await self._waiter()
             except asyncio.CancelledError:
                 continue
 
@@ -255,7 +263,10 @@ class AgentRun:
             self._error = hand.exception()
         if self._timer is not None:
             self._timer.cancel()
-        self._over.set()
+        self._ended = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _work(self, serial: int, event: Event | None) -> None:
         try:
@@ -615,6 +626,10 @@ async def arun_agent(
     return await AgentRun(messages, tools, config, **options)
 
 
+async def _result_of(run: AgentRun) -> AgentResult:
+    return await run
+
+
 def run_agent(
     messages: Sequence[Mapping[str, Any]],
     tools: ToolInvoker | None = None,
@@ -640,7 +655,7 @@ def run_agent(
     run = AgentRun(messages, tools, config, **options)
     loop = asyncio.new_event_loop()
     try:
-        task = loop.create_task(run._wait())
+        task = loop.create_task(_result_of(run))
         try:
             return loop.run_until_complete(task)
         except KeyboardInterrupt:

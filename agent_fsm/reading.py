@@ -83,22 +83,28 @@ def read_reply(
     known = message or {}
     refusal = _refusal_of(known)
     text = _text_of(known.get("content"))
-    if not refusal and isinstance(finish, str) and finish.lower() in _REFUSING:
+    if finish in _REFUSING and not refusal:
         refusal = text or f"the provider stopped the reply: {finish}"
-    cut_off = isinstance(finish, str) and finish.lower() in _CUT_OFF
+    cut_off = finish in _CUT_OFF
     why_not = "the reply was refused" if refusal else "the reply was cut off before its end" if cut_off else ""
-    calls = tuple(_calls(_raw_calls(known), offered, max_calls, turn, why_not))
+    raw_calls = _raw_calls(known)
+    calls = tuple(_calls(raw_calls, offered, max_calls, turn, why_not)) if raw_calls else ()
     said = _said(text, calls, refused=bool(refusal), cut_off=cut_off)
     entering = _entering(known, text, calls)
+    usage = _fields(whole.get("usage"), _USAGE)
+    model = whole.get("model")
     return ModelReplied(
         now,
         said,
-        text=text,
-        calls=calls,
-        message=entering,
-        size=_reply_size(entering, text, calls, answered=bool(why_not)),
-        **_usage(whole),
-        detail=refusal or _oddity(said, message),
+        text,
+        calls,
+        entering,
+        _reply_size(entering, text, calls, answered=bool(why_not)),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _amount(whole.get("cost_usd")),
+        model if isinstance(model, str) else "",
+        refusal or _oddity(said, message),
     )
 
 
@@ -123,16 +129,21 @@ def _field(thing: object, name: str) -> Any:
         return None
 
 
-def _message_of(reply: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, object]:
-    """Return the assistant message in *reply* and why it ended; None where there is no message."""
+def _message_of(reply: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
+    """Return the assistant message in *reply* and why it ended, in lower case; None where there is no message."""
     choices = reply.get("choices")
     if isinstance(choices, list | tuple) and choices:
         choice = _fields(choices[0], _CHOICE)
         message = choice.get("message")
-        return None if message is None else _fields(message, _MESSAGE), choice.get("finish_reason")
+        return None if message is None else _fields(message, _MESSAGE), _finish(choice)
     if choices is None and any(reply.get(key) is not None for key in _MESSAGE):
-        return reply, reply.get("finish_reason")
-    return None, None
+        return reply, _finish(reply)
+    return None, ""
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    reason = choice.get("finish_reason")
+    return reason.lower() if isinstance(reason, str) else ""
 
 
 def _said(text: str, calls: Sequence[ToolCall], *, refused: bool, cut_off: bool) -> Said:
@@ -182,7 +193,7 @@ def _refusal_of(message: Mapping[str, Any]) -> str:
     """Return what the model refused with, in a field of its own or in parts of the content."""
     content = message.get("content")
     refusals = [message.get("refusal")]
-    if isinstance(content, list | tuple):
+    if content is not None and isinstance(content, list | tuple):
         refusals += [_fields(part, ("refusal",)).get("refusal") for part in content if not isinstance(part, str)]
     return "\n".join([_clean(each) for each in refusals if isinstance(each, str) and each.strip()])
 
@@ -204,19 +215,8 @@ def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], 
     return size
 
 
-def _usage(reply: Mapping[str, Any]) -> dict[str, Any]:
-    usage = _fields(reply.get("usage"), _USAGE)
-    model = reply.get("model")
-    return {
-        "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": _count(usage.get("completion_tokens")),
-        "cost_usd": _amount(reply.get("cost_usd")),
-        "model": model if isinstance(model, str) else "",
-    }
-
-
 def _amount(value: object) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if value is None or not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if 0 <= value <= sys.float_info.max else None  # false of NaN, too
 
@@ -340,7 +340,7 @@ def _calls(
             wrote = _shown(wrote_arguments)
             not_run = not_run or f"the arguments must be a JSON object; you wrote: {wrote}"
         yield ToolCall(
-            _call_id(raw.get("id"), taken, f"call_{turn}_{position}"),
+            _call_id(raw.get("id"), taken, turn, position),
             name or _legal_name(wrote_name),
             "{}" if arguments is None else arguments,
             not_run,
@@ -354,8 +354,11 @@ def _provider_fields(fields: object) -> Mapping[str, Any] | None:
     return _plain(fields) if fields and isinstance(fields, Mapping) else None
 
 
-def _call_id(wrote: object, taken: set[str], fallback: str) -> str:
-    call_id = wrote if isinstance(wrote, str) and _LEGAL_ID.match(wrote) and wrote not in taken else fallback
+def _call_id(wrote: object, taken: set[str], turn: int, position: int) -> str:
+    if isinstance(wrote, str) and wrote not in taken and _LEGAL_ID.match(wrote):
+        taken.add(wrote)
+        return wrote
+    call_id = f"call_{turn}_{position}"
     while call_id in taken:
         call_id += "_"
     taken.add(call_id)
@@ -377,7 +380,7 @@ def _arguments(wrote: object) -> str | None:
             return None
         if not isinstance(decoded, dict):
             return None
-        if not _HALF_ESCAPED.search(wrote):
+        if "\\u" not in wrote or not _HALF_ESCAPED.search(wrote):
             return _clean(wrote)
         wrote = decoded
     if wrote is None:
@@ -493,6 +496,8 @@ def interrupted(results: tuple[ToolResult, ...], *, now: float, cancelled: bool,
 
 def _failed(calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> bool:
     """Return whether a call failed and none of the same tool succeeded after it."""
+    if False not in [result.ok for result in results]:
+        return False
     mended: set[str] = set()
     for call, result in zip(reversed(calls), reversed(results), strict=True):
         if result.ok:
@@ -504,4 +509,4 @@ def _failed(calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> bool:
 
 def results_size(results: Sequence[ToolResult]) -> int:
     """Return an upper bound of the tokens that the tool messages of *results* add."""
-    return sum(FRAME_TOKENS + 64 + text_size(result.text) for result in results)
+    return sum([FRAME_TOKENS + 64 + text_size(result.text) for result in results])

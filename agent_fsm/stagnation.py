@@ -8,8 +8,8 @@ from agent_fsm.protocol import ToolCall, ToolResult
 
 __all__ = ["Pair", "novelty"]
 
-Pair: TypeAlias = tuple[str, str, str]
-"""A tool's name, the arguments of a call and the result's text; none of them is a copy."""
+Pair: TypeAlias = int
+"""The hash, of 64 bits, of a tool's name, a call's arguments and its result's text."""
 
 _VOLATILE = re.compile(r'"seconds": ?[0-9.eE+-]+')
 
@@ -24,7 +24,7 @@ def novelty(seen: dict[Pair, int], calls: Sequence[ToolCall], results: Sequence[
     fresh, stale, repeats = False, 0, 0
     for call, result in zip(calls, results, strict=True):
         text = _VOLATILE.sub("", result.text) if '"seconds"' in result.text else result.text
-        pair = (call.name, call.wrote or call.arguments, text)
+        pair = hash((call.name, call.wrote or call.arguments, text))
         repeats = seen[pair] = seen.get(pair, 0) + 1
         if repeats == 1:
             fresh, stale = True, 0

@@ -9,7 +9,7 @@ every message costs a few more for its frame.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from attrs import define
 
@@ -37,9 +37,6 @@ IMAGE_TOKENS = 50_000
 detail)."""
 
 _LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-
-Unit: TypeAlias = tuple[int, int]
-"""Where messages that can't be parted begin: how many messages and how much size come before them."""
 
 
 # Sizes and texts
@@ -135,9 +132,12 @@ class Transcript:
     system_size: int
     shared: list[Message]
     """Messages of all views that share them: only the first `count` are this one's."""
-    units: list[Unit]
-    """Only the first `length` are this one's."""
+    starts: list[int]
+    """How many messages come before each unit; only the first `length` are this one's."""
+    sizes: list[int]
+    """How much size comes before each unit, likewise."""
     length: int
+    """Units of this view."""
     count: int
     size: int
     """Size of this view's messages."""
@@ -155,9 +155,11 @@ class Transcript:
     def plus(self, messages: tuple[Message, ...], size: int) -> "Transcript":
         """Return the transcript with *messages*, which can't be parted, of *size* tokens at most."""
         new = _clone(self)
-        if len(self.units) != self.length:  # another view has grown from this one
-            new.units, new.shared = self.units[: self.length], self.shared[: self.count]
-        new.units.append((self.count, self.size))
+        if len(self.starts) != self.length:  # another view has grown from this one
+            new.starts, new.sizes = self.starts[: self.length], self.sizes[: self.length]
+            new.shared = self.shared[: self.count]
+        new.starts.append(self.count)
+        new.sizes.append(self.size)
         new.shared.extend(messages)
         new.length += 1
         new.count += len(messages)
@@ -167,10 +169,10 @@ class Transcript:
 
     def _window(self) -> int:
         """Return where the next request begins: `keep` messages from the end at most, and with the user's words."""
-        first, last, keep = self.first, self.length - 1, self.keep
-        while keep is not None and first < last and self.count - self.units[first][0] + (self.anchor < first) > keep:
+        first, last, keep, starts = self.first, self.length - 1, self.keep, self.starts
+        while keep is not None and first < last and self.count - starts[first] + (self.anchor < first) > keep:
             first += 1
-        while first < self.anchor and self.shared[self.units[first][0]]["role"] != "user":
+        while first < self.anchor and self.shared[starts[first]]["role"] != "user":
             first += 1
         return first
 
@@ -183,9 +185,9 @@ class Transcript:
 
     def request_size(self) -> int:
         """Return an upper bound of the tokens in the messages of the next request."""
-        size = self.system_size + self.size - self.units[self.first][1]
+        size = self.system_size + self.size - self.sizes[self.first]
         if self.anchor < self.first:
-            size += self.units[self.anchor + 1][1] - self.units[self.anchor][1]
+            size += self.sizes[self.anchor + 1] - self.sizes[self.anchor]
         if self.summary:
             size += text_size(self.summary) + 2 * FRAME_TOKENS
         return size
@@ -196,8 +198,8 @@ class Transcript:
         if self.summary:
             messages.append({"role": "system", "content": f"[Context Summary]\n{self.summary}"})
         if self.anchor < self.first:
-            messages.append(self.shared[self.units[self.anchor][0]])
-        messages.extend(self.shared[self.units[self.first][0] : self.count])
+            messages.append(self.shared[self.starts[self.anchor]])
+        messages.extend(self.shared[self.starts[self.first] : self.count])
         return messages
 
     def messages(self) -> list[Message]:
@@ -216,8 +218,8 @@ class Transcript:
         """Return what has not been summarized as a text of at most *size* tokens, for a request without tools."""
         parts = [f"Summary of what came before:\n{self.summary}"] if self.summary else []
         if self.anchor < self.summarized:
-            parts.append(_told(self.shared[self.units[self.anchor][0]]))
-        parts.extend(map(_told, self.shared[self.units[self.summarized][0] : self.count]))
+            parts.append(_told(self.shared[self.starts[self.anchor]]))
+        parts.extend(map(_told, self.shared[self.starts[self.summarized] : self.count]))
         return cut_bytes("\n\n".join(parts), size)
 
     __hash__ = None  # type: ignore[assignment] # a list is part of it
@@ -231,7 +233,8 @@ class Transcript:
         return (
             self.system,
             self.shared[: self.count],
-            self.units[: self.length],
+            self.starts[: self.length],
+            self.sizes[: self.length],
             self.keep,
             self.anchor,
             self.first,
@@ -282,7 +285,7 @@ def begin(messages: Sequence[Mapping[str, Any]], keep: int | None = None) -> Tra
     users = [at for at, group in enumerate(groups) if group[0]["role"] == "user"]
     if not users:
         raise MessagesError("no message is from the user; there must be one that says what is wanted")
-    transcript = Transcript(system, sum(map(message_size, system)), [], [], 0, 0, 0, keep=None, anchor=0)
+    transcript = Transcript(system, sum(map(message_size, system)), [], [], [], 0, 0, 0, keep=None, anchor=0)
     for group in groups:
         transcript = transcript.plus(group, sum(map(message_size, group)))
     transcript.keep, transcript.anchor = keep, users[-1]
