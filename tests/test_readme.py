@@ -1,0 +1,53 @@
+"""The README is true: its examples run, its settings are the ones there are, its commands are CI's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import fields
+
+from agent_fsm import AgentConfig, StopReason
+from agent_fsm.protocol import State
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_an_example_runs_as_it_stands(example: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_setting_stands_there_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", README, re.MULTILINE))
+    config = AgentConfig()
+
+    defaults = {each.name: repr(getattr(config, each.name)).replace("'", '"') for each in fields(AgentConfig)}
+
+    assert rows == defaults
+
+
+def test_every_state_and_reason_is_named() -> None:
+    assert [state for state in State if f"| {state} |" not in README] == []
+    assert [reason for reason in StopReason if f"`{reason}`" not in README] == []
+
+
+def test_its_pictures_and_files_exist() -> None:
+    named = re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
+        r"`((?:tests|agent_fsm|diagrams)/[\w./]+)`", README
+    )
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
