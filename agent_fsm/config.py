@@ -4,7 +4,7 @@
 by default; None means "absent" where the field says so, and zero means zero.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +31,8 @@ def _amount(*, zero: bool, absent: bool = False) -> Any:
     def check(instance: object, attribute: "Attribute[Any]", value: object) -> None:
         if value is None and absent:
             return
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value < 0 or (value == 0 and not zero):  # type: ignore[operator] # good: it is a number
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):  # type: ignore[operator] # a number
             edge = ">= 0" if zero else "> 0"
             also = " or None" if absent else ""
             raise ConfigError(f"{attribute.name} must be a finite number {edge}{also}, not {value!r}")

@@ -17,8 +17,8 @@ from attrs import frozen
 
 from agent_fsm.errors import AgentFsmError
 from agent_fsm.guards import ALWAYS
-from agent_fsm.machine import rules_of
 from agent_fsm.protocol import Event, State, ToolsFinished
+from agent_fsm.rules import rules_of
 from agent_fsm.table import TABLE, Row, Table
 
 __all__ = ["DiagramError", "dot", "drawn_from", "mermaid", "svg"]

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterable
 
+from agent_fsm.messages import cut, cut_bytes
 from agent_fsm.protocol import ModelReplied, Said, StopReason, ToolResult
-from agent_fsm.transcript import cut, cut_bytes
 
 __all__ = ["DIRECTIVE_MARK", "DIRECTIVE_TOKENS", "closing", "go_on", "mend", "nudge", "research", "summary"]
 
@@ -35,10 +35,10 @@ def mend(results: Iterable[ToolResult], reply: ModelReplied | None, *, research_
         return _directive(
             "Your last reply was cut off at the reply limit, so none of its calls were run. Take one step at a time."
         )
-    return _directive(
-        "Your last reply was empty" + (f" ({reply.detail})" if reply is not None and reply.detail else "") + "."
-        " Call a tool or answer the task."
-    )
+    if reply is not None and reply.said is Said.EMPTY:
+        why = f" ({reply.detail})" if reply.detail else ""
+        return _directive(f"Your last reply was empty{why}. Call a tool or answer the task.")
+    return _directive("Look at your last step again, mend what is wrong with it, and go on.")
 
 
 def _observation(result: ToolResult) -> str:

@@ -19,6 +19,7 @@ from attrs import define, frozen
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import ConfigError, RunningLoopError
 from agent_fsm.machine import Run, next_effect, request, start, step
+from agent_fsm.messages import cut, not_run_results
 from agent_fsm.protocol import (
     PLAN,
     AgentResult,
@@ -44,7 +45,6 @@ from agent_fsm.protocol import (
 from agent_fsm.reading import finished, interrupted, read_outcome, read_reply, read_tools
 from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Table
-from agent_fsm.transcript import cut, not_run_results
 
 __all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "arun_agent", "close_loop", "run_agent"]
 

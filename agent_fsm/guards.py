@@ -178,7 +178,7 @@ class Is(Guard):
     def code(self, bound: dict[str, Any]) -> str:
         if self.value is None or isinstance(self.value, bool):
             return f"({self.left} is {self.value})"
-        key = f"{type(self.value).__name__}_{self.value.name}"
+        key = f"value_{len(bound)}"
         bound[key] = self.value
         return f"({self.left} is {key})"
 

@@ -60,7 +60,8 @@ class Ledger:
     """Worst case of the request that is being asked."""
     request_cost_usd: float = 0.0
     tokens_needed: int = 0
-    """`tokens` if one more working request, and the closing one where it is wanted, took their worst case."""
+    """`tokens` if one more request, working or for a periodic summary, and the closing one where it is wanted, took
+    their worst case."""
     cost_needed_usd: float = 0.0
     closing_tokens_needed: int = 0
     """`tokens` if the closing request took its worst case."""

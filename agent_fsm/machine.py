@@ -1,25 +1,26 @@
 """The machine: `step` gives the run that follows an event, `next_effect` what a run wants.
 
-The table becomes one `transitions.Machine`: source validity, guard order, choice and change of state are its. A run
-goes through the machine's compiled form, one generated function for each state and event, because stock dispatch
-takes some 20 us a transition; compiling refuses a machine with anything that it does not understand. This is the only
-module that imports `transitions`.
-
 No clock, no network, no process, no randomness: values in, values out.
 """
 
-import linecache
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from attrs import define, fields, frozen
-from transitions import Machine, Transition
+from attrs import define
 
 from agent_fsm import directives
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import ConfigError, NoRowError, TableError
-from agent_fsm.guards import ALWAYS, Guard
 from agent_fsm.ledger import Ledger, clone, cloner
+from agent_fsm.messages import (
+    FRAME_TOKENS,
+    assistant_message,
+    not_run_results,
+    results_size,
+    text_size,
+    tool_message,
+    user_message,
+)
 from agent_fsm.protocol import (
     CALL_TOOLS,
     DONE,
@@ -47,233 +48,11 @@ from agent_fsm.protocol import (
     ToolsListed,
     ToolsUnavailable,
 )
-from agent_fsm.reading import results_size
-from agent_fsm.table import DECIDED, TABLE, Row, Table, Update
-from agent_fsm.transcript import (
-    FRAME_TOKENS,
-    Transcript,
-    assistant_message,
-    begin,
-    not_run_results,
-    text_size,
-    tool_message,
-    user_message,
-)
+from agent_fsm.rules import Rules, Take, rules_of
+from agent_fsm.table import DECIDED, TABLE, Row, Table
+from agent_fsm.transcript import Transcript, begin
 
-__all__ = [
-    "OBSERVED",
-    "RowTransition",
-    "Rules",
-    "Run",
-    "build_machine",
-    "compile_machine",
-    "next_effect",
-    "request",
-    "rules_of",
-    "start",
-    "step",
-    "trigger_of",
-]
-
-# The machine of a table
-
-Take: TypeAlias = Callable[[Ledger], Row | None]
-"""Returns the first row whose guard holds, having made the row's updates; None if there is none."""
-
-OBSERVED = "Observed"
-"""The trigger of the rows of Observe, where no event is waited for."""
-
-
-class RowTransition(Transition):
-    """A transition that knows the row it was made of."""
-
-    def __init__(self, source: str, dest: str, *args: Any, row: Row, **kwargs: Any) -> None:
-        super().__init__(source, dest, *args, **kwargs)
-        self.row = row
-
-
-class _TableMachine(Machine):
-    transition_cls = RowTransition
-
-
-def trigger_of(event: type[Event] | None) -> str:
-    """Return the name under which the machine knows an event; None stands for the choice made in Observe."""
-    return OBSERVED if event is None else event.__name__
-
-
-def build_machine(table: Table) -> Machine:
-    """Return the stock `transitions` machine of *table*.
-
-    Raises:
-        TableError: a row can't be taken, or a state and event have no row that is always taken last.
-    """
-    _check(table)
-    # auto_transitions=False, else every state grows an unguarded to_X(); model=None, else methods are injected
-    machine = _TableMachine(
-        model=None, states=[state.value for state in State], initial=PLAN.value, auto_transitions=False
-    )
-    for row in table:
-        for event in row.events or (None,):
-            machine.add_transition(
-                trigger_of(event),
-                [source.value for source in row.sources],
-                row.target.value,
-                conditions=None if row.guard is ALWAYS else [row.guard],
-                row=row,
-            )
-    return machine
-
-
-def _check(table: Table) -> None:
-    blocks: dict[tuple[State, str], list[int]] = {}
-    for number, row in enumerate(table):
-        where = f"row {number} ({row.label})"
-        if (row.reason is None) is (row.target is DONE):
-            raise TableError(f"{where}: a row has a reason exactly if its target is Done")
-        if row.target is DONE and not isinstance(row.reason, StopReason) and row.reason != DECIDED:
-            raise TableError(f"{where}: {row.reason!r} is no reason; take a StopReason or DECIDED")
-        if row.target is CALL_TOOLS and row.events != (ModelReplied,):
-            raise TableError(f"{where}: only a ModelReplied leads to CallTools, as it brings the calls")
-        _check_updates(where, row.updates)
-        if DONE in row.sources or (row.target is OBSERVE and OBSERVE in row.sources):
-            raise TableError(f"{where}: nothing leaves Done, and Observe does not lead to itself")
-        if (OBSERVE in row.sources) is bool(row.events) or not row.sources:
-            raise TableError(f"{where}: a row names its sources, and an event exactly if they are not Observe")
-        for source in row.sources:
-            for event in row.events or (None,):
-                blocks.setdefault((source, trigger_of(event)), []).append(number)
-    for (source, trigger), numbers in blocks.items():
-        always = [number for number in numbers if table[number].guard is ALWAYS]
-        if always != numbers[-1:]:
-            raise TableError(
-                f"the rows for {trigger} in {source} must end in one row that is always taken; always taken: {always}"
-            )
-
-
-_COUNTERS = frozenset(each.name for each in fields(Ledger)) - {"limits"}
-
-
-def _check_updates(where: str, updates: Sequence[Update]) -> None:
-    for update in updates:
-        if update.verb not in ("add", "put") or update.counter not in _COUNTERS:
-            known = ", ".join(sorted(_COUNTERS))
-            raise TableError(f"{where}: can't {update.verb} to {update.counter!r}; add or put to one of {known}")
-
-
-@frozen
-class Rules:
-    """A machine and its compiled form."""
-
-    table: Table
-    machine: Machine
-    waiting: Mapping[State, Mapping[type[Event], Take]]
-    observe: Take
-
-
-_EVENTS: tuple[type[Event], ...] = (
-    ToolsListed,
-    ToolsUnavailable,
-    ModelReplied,
-    ModelFailed,
-    ToolsFinished,
-    Interrupted,
-)
-
-
-def compile_machine(machine: Machine, table: Table = ()) -> Rules:
-    """Return the compiled form of *machine*, which does just what the machine does.
-
-    Raises:
-        TableError: the machine has something that is no row: callbacks, hooks of states, queueing, foreign conditions.
-    """
-    _refuse_strangers(machine)
-    waiting: dict[State, dict[type[Event], Take]] = {}
-    for event in _EVENTS:
-        for source, block in _blocks(machine, event).items():
-            waiting.setdefault(source, {})[event] = _compile(f"{source.value}_{event.__name__}", block)
-    observe = _blocks(machine, None).get(OBSERVE)
-    if observe is None:
-        raise TableError("the table has no rows for Observe")
-    return Rules(table, machine, waiting, _compile("Observe", observe))
-
-
-def _refuse_strangers(machine: Machine) -> None:
-    hooks = ("prepare_event", "before_state_change", "after_state_change", "finalize_event", "on_exception", "on_final")
-    strange = [name for name in hooks if getattr(machine, name)]
-    strange += [name for name in ("send_event", "has_queue") if getattr(machine, name)]
-    strange += [f"model {model!r}" for model in machine.models]
-    strange += [f"hook of {state.name}" for state in machine.states.values() if state.on_enter or state.on_exit]
-    strange += [
-        f"trigger {name}" for name in machine.events if name not in {trigger_of(each) for each in (*_EVENTS, None)}
-    ]
-    for event in machine.events.values():
-        for transitions in event.transitions.values():
-            strange += [repr(each) for each in transitions if not _understood(each)]
-    if strange:
-        raise TableError(f"the machine has what no table gives it: {', '.join(strange)}")
-
-
-def _understood(transition: Transition) -> bool:
-    return (
-        isinstance(transition, RowTransition)
-        and transition.dest == transition.row.target.value
-        and not (transition.prepare or transition.before or transition.after)
-        and all(each.target is True and isinstance(each.func, Guard) for each in transition.conditions)
-    )
-
-
-def _blocks(machine: Machine, event: type[Event] | None) -> dict[State, list[RowTransition]]:
-    known = machine.events.get(trigger_of(event))
-    if known is None:
-        return {}
-    return {State(source): _rows(block) for source, block in known.transitions.items() if block}
-
-
-def _rows(block: Sequence[Transition]) -> list[RowTransition]:
-    return [each for each in block if isinstance(each, RowTransition)]
-
-
-def _compile(name: str, block: Sequence[RowTransition]) -> Take:
-    bound: dict[str, Any] = {}
-    lines = ["def take(ledger):", "    limits = ledger.limits"]
-    for number, transition in enumerate(block):
-        guards = [each.func for each in transition.conditions if isinstance(each.func, Guard)]
-        conditions = " and ".join(guard.code(bound) for guard in guards) or "True"
-        bound[f"row_{number}"] = transition.row
-        lines.append(f"    if {conditions}:")
-        lines += [f"        {_assignment(update, bound)}" for update in transition.row.updates]
-        lines.append(f"        return row_{number}")
-    lines.append("    return None")
-    source, filename = "\n".join(lines) + "\n", f"<rows of {name}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
-    exec(compile(source, filename, "exec"), bound)
-    take: Take = bound["take"]
-    return take
-
-
-def _assignment(update: Update, bound: dict[str, Any]) -> str:
-    key = f"value_{len(bound)}"
-    bound[key] = update.value
-    return f"ledger.{update.counter} {'+=' if update.verb == 'add' else '='} {key}"
-
-
-_RULES: dict[int, Rules] = {}
-
-
-def rules_of(table: Table = TABLE) -> Rules:
-    """Return the machine of *table* and its compiled form, built once for each table.
-
-    Raises:
-        TableError: the table can't be run; the message names the row.
-    """
-    rules = _RULES.get(id(table))
-    if rules is None or rules.table is not table:
-        rules = _RULES[id(table)] = compile_machine(build_machine(table), table)
-    return rules
-
-
-# A run
-
+__all__ = ["Run", "next_effect", "request", "start", "step"]
 
 REQUEST_TOKENS = 1_024
 """What a provider adds to a request: its own words about tools, the frame of the conversation."""
@@ -352,6 +131,7 @@ def step(run: Run, event: Event) -> Run:
 
     Raises:
         NoRowError: the table has no row for the event in this state.
+        ValueError: the event's results are not one for each call.
     """
     take = run.rules.waiting.get(run.state, {}).get(type(event))
     if take is None:
@@ -370,8 +150,10 @@ def step(run: Run, event: Event) -> Run:
         new.taken = (*new.taken, row)
     new.state = row.target
     if row.target is DONE:
-        new.reason = ledger.ending if row.reason is DECIDED else StopReason(row.reason)  # type: ignore[arg-type] # checked: rows to Done have one
-    elif row.target is not CALL_TOOLS:
+        new.reason = _reason(row, ledger)
+    if run.ledger.ending is None and StopReason.BUDGET in (new.reason, ledger.ending):
+        new.detail = _budget_detail(ledger)
+    if row.target not in (DONE, CALL_TOOLS):
         _enter(new, event, nudged=ledger.nudges != run.ledger.nudges)
     return new
 
@@ -381,6 +163,28 @@ def _taken(take: Take, ledger: Ledger, event: Event, state: State) -> Row:
     if row is None:
         raise NoRowError(f"no row for {type(event).__name__} in {state}")
     return row
+
+
+def _reason(row: Row, ledger: Ledger) -> StopReason:
+    reason = ledger.ending if row.reason == DECIDED else row.reason
+    if not isinstance(reason, StopReason):
+        raise TableError(f"row {row.label!r} ends the run for the reason that was decided, but none was")
+    return reason
+
+
+def _budget_detail(ledger: Ledger) -> str:
+    limits = ledger.limits
+    if ledger.tokens_needed > limits.max_tokens_total:
+        return (
+            f"the next requests may take {ledger.tokens_needed - ledger.tokens:,} tokens, and of"
+            f" max_tokens_total={limits.max_tokens_total:,} there are {limits.max_tokens_total - ledger.tokens:,} left;"
+            " raise it, or lower max_reply_tokens or max_history_messages"
+        )
+    return (
+        f"the next requests may cost {ledger.cost_needed_usd - ledger.cost_usd:.4f} US dollars, and of"
+        f" max_cost_usd={limits.max_cost_usd} there are {(limits.max_cost_usd or 0.0) - ledger.cost_usd:.4f} left;"
+        " raise it, or lower max_reply_tokens or max_history_messages"
+    )
 
 
 # Recording an event
@@ -421,9 +225,10 @@ def _record_reply(run: Run, reply: ModelReplied) -> None:
         run.pending = reply
         return
     if reply.message is not None:
-        _append(run, reply.message, not_run_results(reply.calls), reply.size)
+        results = not_run_results(reply.calls)
+        _append(run, reply.message, results, reply.size + results_size(results))
     if said is Said.ANSWER or said is Said.UNSURE:
-        run.answer = reply.text
+        run.answer, ledger.failures = reply.text, 0
     elif said is Said.REFUSED:
         run.detail = reply.detail
     else:
@@ -432,7 +237,7 @@ def _record_reply(run: Run, reply: ModelReplied) -> None:
 
 
 def _record_summary(run: Run, reply: ModelReplied) -> None:
-    text = reply.text.strip()
+    text = "" if reply.said is Said.REFUSED else reply.text.strip()
     if run.ledger.ending is None:
         if text:
             run.transcript = run.transcript.summarized_as(text)
@@ -471,12 +276,16 @@ def _record_failure(run: Run, failure: ModelFailed) -> None:
     ledger.said = Said.NOTHING
     if run.state is SUMMARIZE:  # asked once: no failure, and never retried
         ledger.ended = Ended.WELL
+        if ledger.ending is not None:
+            run.detail = f"{run.detail}; the closing summary failed: {failure.error}".removeprefix("; ")
         return
     run.detail = failure.error
     ledger.attempts += 1
     ledger.ended = Ended.RETRYABLE if failure.retryable else Ended.FATAL
-    backoff = min(8.0, 0.5 * 2.0 ** (ledger.attempts - 1))
+    backoff = min(8.0, 0.5 * 2.0 ** min(ledger.attempts - 1, 4))
     ledger.retry_at = ledger.seconds + max(backoff, failure.retry_after or 0.0)
+    if failure.retryable and ledger.retry_at >= ledger.limits.max_wallclock_seconds:
+        run.detail += "; the next try would come after max_wallclock_seconds"
 
 
 def _record_results(run: Run, event: ToolsFinished) -> None:
@@ -511,12 +320,7 @@ def _answer_calls(run: Run, results: tuple[ToolResult, ...], size: int) -> None:
 
 def _leave_calls(run: Run, reply: ModelReplied) -> None:
     """Answer calls that a policy does not let be run."""
-    results = tuple(
-        ToolResult(
-            "not run: the policy of this run did not allow it", ok=False, call_id=call.id, name=call.name, ran=False
-        )
-        for call in reply.calls
-    )
+    results = not_run_results(reply.calls, "the policy of this run did not allow it")
     _answer_calls(run, results, results_size(results))
 
 

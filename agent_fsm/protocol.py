@@ -70,7 +70,7 @@ class Said(StrEnum):
     """What the last reply to a working request amounts to: exactly one of these."""
 
     NOTHING = "nothing"
-    """No reply yet, or the last one was to a request for a summary."""
+    """The last event was no reply to a working request, nor the results of its calls."""
     CALLS = "calls"
     ANSWER = "answer"
     UNSURE = "unsure"

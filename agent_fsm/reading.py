@@ -4,12 +4,21 @@ Text is looked at here, once. Past this module nobody reads what a model wrote.
 """
 
 import json
-import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from agent_fsm.messages import (
+    FRAME_TOKENS,
+    LEGAL_NAME,
+    assistant_message,
+    cut,
+    decode_object,
+    results_size,
+    text_size,
+    value_size,
+)
 from agent_fsm.protocol import (
     Interrupted,
     Message,
@@ -23,7 +32,6 @@ from agent_fsm.protocol import (
     ToolsUnavailable,
 )
 from agent_fsm.stagnation import Pair, novelty
-from agent_fsm.transcript import FRAME_TOKENS, assistant_message, cut, not_run_results, text_size, value_size
 
 __all__ = [
     "finished",
@@ -32,32 +40,15 @@ __all__ = [
     "read_outcome",
     "read_reply",
     "read_tools",
-    "results_size",
     "sounds_unsure",
 ]
 
 _CUT_OFF = frozenset({"length", "max_tokens", "model_length"})
 _REFUSING = frozenset({"content_filter", "refusal", "safety", "guardrail_intervened"})
-_LEGAL = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LEGAL_ID = re.compile(r"[A-Za-z0-9_-]{1,40}\Z")  # 64 by the documents, but OpenAI has refused more than 40
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_-]")
 _SHOWN_CHARS = 500
 """Characters of what a model wrote amiss that it is shown again."""
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):  # 1e999 is JSON, but what it stands for can't be sent on
-        _refuse(digits)
-    return number
-
-
-# Built once: json.loads with any argument builds a decoder for each call. NaN and Infinity are Python's, not JSON's.
-_decode = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode
 
 
 # Replies
@@ -99,7 +90,7 @@ def read_reply(
         text,
         calls,
         entering,
-        _reply_size(entering, text, calls, answered=bool(why_not)),
+        _reply_size(entering, text, calls),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
         _amount(whole.get("cost_usd")),
@@ -198,7 +189,7 @@ def _refusal_of(message: Mapping[str, Any]) -> str:
     return "\n".join([_clean(each) for each in refusals if isinstance(each, str) and each.strip()])
 
 
-def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], *, answered: bool) -> int:
+def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall]) -> int:
     if entering is None:
         return 0
     size = FRAME_TOKENS + text_size(text)
@@ -210,8 +201,6 @@ def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall], 
         size += sum(
             value_size(value) for key, value in entering.items() if key not in ("role", "content", "tool_calls")
         )
-    if answered:
-        size += results_size(not_run_results(calls))
     return size
 
 
@@ -277,7 +266,7 @@ def _named(value: object) -> str:
 
 def _shown(value: object) -> str:
     """Return what the model wrote, short enough to be shown to it again."""
-    return cut(value if isinstance(value, str) else _as_json(value), _SHOWN_CHARS)
+    return cut(_clean(value) if isinstance(value, str) else _as_json(value), _SHOWN_CHARS)
 
 
 _SURE = r"(?:sure|certain|confident|positive)"
@@ -327,7 +316,7 @@ def _calls(
         raw = _fields(each, _CALL)
         function = raw if raw.get("function") is None else _fields(raw["function"], _CALL)
         wrote_name, wrote_arguments = function.get("name"), function.get("arguments")
-        name = wrote_name if isinstance(wrote_name, str) and _LEGAL.match(wrote_name) else ""
+        name = wrote_name if isinstance(wrote_name, str) and LEGAL_NAME.match(wrote_name) else ""
         arguments = _arguments(wrote_arguments)
         not_run, wrote = why_not, ""
         over_cap = position >= max_calls and not why_not
@@ -374,11 +363,8 @@ def _arguments(wrote: object) -> str | None:
     if isinstance(wrote, str):
         if not wrote.strip():
             return "{}"  # what many models send to a function without parameters
-        try:
-            decoded = _decode(wrote)
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(decoded, dict):
+        decoded = decode_object(wrote)
+        if decoded is None:
             return None
         if "\\u" not in wrote or not _HALF_ESCAPED.search(wrote):
             return _clean(wrote)
@@ -427,16 +413,13 @@ def read_tools(
         return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
     tools: dict[str, Mapping[str, Any]] = {}
     for each in listed:
-        name = _fields(_fields(each, ("function",)).get("function"), ("name",)).get("name")
-        if isinstance(each, Mapping) and isinstance(name, str) and _LEGAL.match(name) and name not in tools:
-            tools[name] = each
-    try:
-        size = len(json.dumps(list(tools.values()))) if tools else 0  # escaped, so no shorter than its UTF-8
-    except (ValueError, TypeError, RecursionError) as error:
-        return ToolsUnavailable(now, backend, f"its list of tools is no JSON: {error}")
+        tool = (_plain(each) if isinstance(each, Mapping) else None) or {}
+        name = _fields(tool.get("function"), ()).get("name")
+        if isinstance(name, str) and LEGAL_NAME.match(name) and name not in tools:
+            tools[name] = {"type": "function", **tool}
     named = research if isinstance(research, list | tuple | set | frozenset | Mapping) else None
     looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
-    return ToolsListed(now, tuple(tools.values()), looks_up, size)
+    return ToolsListed(now, tuple(tools.values()), looks_up, sum(map(value_size, tools.values())))
 
 
 _RESULT = ("ok", "rc", "error")
@@ -505,8 +488,3 @@ def _failed(calls: Sequence[ToolCall], results: Sequence[ToolResult]) -> bool:
         elif result.name not in mended and not call.over_cap:
             return True
     return False
-
-
-def results_size(results: Sequence[ToolResult]) -> int:
-    """Return an upper bound of the tokens that the tool messages of *results* add."""
-    return sum([FRAME_TOKENS + 64 + text_size(result.text) for result in results])

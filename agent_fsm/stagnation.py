@@ -9,7 +9,7 @@ from agent_fsm.protocol import ToolCall, ToolResult
 __all__ = ["Pair", "novelty"]
 
 Pair: TypeAlias = int
-"""The hash, of 64 bits, of a tool's name, a call's arguments and its result's text."""
+"""The hash, of 64 bits, of a tool's name, a call's arguments and its result's text; good for this process only."""
 
 _VOLATILE = re.compile(r'"seconds": ?[0-9.eE+-]+')
 

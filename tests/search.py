@@ -39,6 +39,7 @@ from agent_fsm.errors import NoRowError
 from agent_fsm.guards import Always, Compare, Is, Number
 from agent_fsm.ledger import clone, cloner
 from agent_fsm.machine import Run, next_effect, start, step
+from agent_fsm.messages import not_run_results
 from agent_fsm.protocol import (
     CALL_TOOLS,
     DONE,
@@ -57,7 +58,6 @@ from agent_fsm.protocol import (
 )
 from agent_fsm.reading import interrupted, read_reply, read_tools
 from agent_fsm.table import TABLE, Row, Table
-from agent_fsm.transcript import not_run_results
 
 Key: TypeAlias = tuple[Any, ...]
 """A configuration: the state, and all that guards can tell apart."""

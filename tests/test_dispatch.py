@@ -15,19 +15,9 @@ from agent_fsm.config import AgentConfig, Limits
 from agent_fsm.errors import NoRowError, TableError
 from agent_fsm.guards import ALWAYS, ledger
 from agent_fsm.ledger import Ledger, clone
-from agent_fsm.machine import (
-    OBSERVED,
-    RowTransition,
-    Rules,
-    Run,
-    build_machine,
-    compile_machine,
-    rules_of,
-    start,
-    step,
-    trigger_of,
-)
+from agent_fsm.machine import Run, start, step
 from agent_fsm.protocol import (
+    CALL_TOOLS,
     DONE,
     OBSERVE,
     PLAN,
@@ -43,6 +33,15 @@ from agent_fsm.protocol import (
     ToolsFinished,
     ToolsListed,
     ToolsUnavailable,
+)
+from agent_fsm.rules import (
+    OBSERVED,
+    RowTransition,
+    Rules,
+    build_machine,
+    compile_machine,
+    rules_of,
+    trigger_of,
 )
 from agent_fsm.table import TABLE, Row, Table, Update, add, put
 
@@ -335,7 +334,10 @@ GOOD = (LAST, Row((PLAN,), (ToolsListed,), ALWAYS, OBSERVE))
         ((Row((), (ModelReplied,), ALWAYS, OBSERVE),), r"row 2 .*names its sources"),
         ((Row((PLAN, OBSERVE), (ModelReplied,), ALWAYS, REPAIR),), r"row 2 .*an event exactly if"),
         ((Row((PLAN,), (ModelReplied,), MAYBE, OBSERVE),), r"ModelReplied in Plan must end in .*always taken: \[\]"),
-        ((Row((PLAN,), (ToolsListed,), MAYBE, REPAIR),), r"ToolsListed in Plan must end .*always taken: \[1\]"),
+        ((Row((PLAN,), (ToolsListed,), MAYBE, OBSERVE),), r"ToolsListed in Plan must end .*always taken: \[1\]"),
+        ((Row((PLAN,), (ModelReplied,), ALWAYS, REPAIR),), r"row 2 .*not straight to a request"),
+        ((Row((CALL_TOOLS,), (ToolsFinished,), ALWAYS, CALL_TOOLS),), r"row 2 .*only a ModelReplied"),
+        ((Row((OBSERVE,), (), ALWAYS, REPAIR, (add("ending"),)),), r"row 2 .*can't add 'ending'"),
         ((Row((OBSERVE,), (), ALWAYS, REPAIR),), r"Observed in Observe must end in .*always taken: \[0, 2\]"),
     ],
 )

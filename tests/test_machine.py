@@ -1,5 +1,6 @@
 """What a run does, as lists of events: `reduce(step, events, start(...))`."""
 
+import json
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from agent_fsm.config import AgentConfig
 from agent_fsm.directives import DIRECTIVE_MARK
-from agent_fsm.errors import NoRowError
+from agent_fsm.errors import MessagesError, NoRowError
 from agent_fsm.ledger import clone
 from agent_fsm.machine import Run, next_effect, request, start, step
+from agent_fsm.messages import message_size, not_run_results
 from agent_fsm.protocol import (
     CALL_TOOLS,
     DONE,
@@ -37,8 +39,8 @@ from agent_fsm.protocol import (
     ToolsUnavailable,
 )
 from agent_fsm.reading import finished, interrupted, read_reply, read_tools
+from agent_fsm.table import TABLE
 from agent_fsm.testing import openai_faults, request_faults
-from agent_fsm.transcript import message_size, not_run_results
 
 TASK = [{"role": "user", "content": "How much is 6 times 7?"}]
 LATE = 120.0
@@ -303,7 +305,10 @@ def test_a_reply_gives_the_next_request_all_its_retries_again() -> None:
 def test_a_retry_that_would_come_past_the_deadline_is_a_model_error_at_once() -> None:
     run = after(WORK, evolve(BUSY, retry_after=LATE - 1.0))
 
-    assert (ended(run), run.detail) == (StopReason.MODEL_ERROR, "busy")
+    assert (ended(run), run.detail) == (
+        StopReason.MODEL_ERROR,
+        "busy; the next try would come after max_wallclock_seconds",
+    )
     assert ended(after(WORK, evolve(BUSY, retry_after=LATE - 1.1))) is None
 
 
@@ -718,3 +723,119 @@ def test_an_event_out_of_place_names_itself_and_the_state() -> None:
 def test_results_out_of_place_have_no_row() -> None:
     with pytest.raises(NoRowError, match="no row for ToolsFinished in Plan"):
         after(WORK, OK)
+
+
+# What a review found
+
+
+def test_half_a_surrogate_in_broken_arguments_is_not_shown_again() -> None:
+    reply = replied({"tool_calls": [{"function": {"name": "work", "arguments": '{"a": "\ud800"'}}]})
+
+    run = after(WORK, reply, finished(reply.calls, not_run_results(reply.calls), {}, now=2.0))
+
+    assert "you wrote" in str(run.transcript.messages()[2]["content"])
+    json.dumps(run.transcript.messages(), ensure_ascii=False).encode()
+
+
+def test_a_refusal_is_no_summary() -> None:
+    refusal = replied({"content": "I can't help with that."}, "content_filter")
+
+    run = after(WORK, CALLS, OK, refusal, summarize_every=1)
+
+    assert (run.state, run.transcript.summary) == (PLAN, "")
+
+
+def test_a_refusal_is_no_closing_answer() -> None:
+    refusal = replied({"content": "I can't help with that."}, "content_filter")
+
+    run = after(WORK, CALLS, OK, refusal, max_iterations=1)
+
+    assert (ended(run), run.answer) == (StopReason.MAX_ITERATIONS, None)
+
+
+@pytest.mark.parametrize("keep", [1, 3, 4])
+def test_trimming_keeps_the_turn_that_a_directive_is_about(keep: int) -> None:
+    run = after(WORK, calls("work", "work"), ran(calls("work", "work"), ok=False), max_history_messages=keep)
+
+    assert [message["role"] for message in asked(run, max_history_messages=keep)] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "user",
+    ]
+
+
+def test_a_hedged_answer_between_two_failures_is_no_failure_in_a_row() -> None:
+    run = after(WITH_SEARCH, CALLS, FAILED, UNSURE, CALLS, FAILED, max_consecutive_failures=2)
+
+    assert (ended(run), run.ledger.failures) == (None, 1)
+
+
+def test_the_backoff_of_very_many_retries_is_capped() -> None:
+    limits = {"max_model_retries": 2_000, "max_wallclock_seconds": 1e6, "max_tokens_total": 10**9}
+
+    run = after(WORK, *[BUSY] * 1_100, **limits)
+
+    assert (run.ledger.attempts, run.ledger.retry_at) == (1_100, 9.0)
+
+
+def test_a_run_that_ends_over_budget_says_what_would_not_fit() -> None:
+    run = after(WORK, max_tokens_total=5_000)
+
+    assert ended(run) is StopReason.BUDGET
+    assert "max_tokens_total=5,000" in run.detail
+    assert "max_reply_tokens" in run.detail
+
+
+def test_calls_that_a_policy_does_not_let_be_run_are_answered() -> None:
+    first = next(number for number, row in enumerate(TABLE) if row.target is CALL_TOOLS)
+    policy = (*TABLE[:first], *TABLE[first + 1 :])  # nothing leads to CallTools any more
+
+    run = reduce(step, [WORK, CALLS], start(TASK, AgentConfig(), policy))
+
+    assert run.transcript.messages()[2]["content"] == "not run: the policy of this run did not allow it"
+    assert run.state is PLAN
+
+
+def test_what_a_provider_wants_back_counts_with_all_its_data() -> None:
+    call = {"function": {"name": "work"}, "provider_specific_fields": {"type": "image", "data": "x" * 100_000}}
+
+    assert replied({"tool_calls": [call]}).size > 100_000
+
+
+def test_a_file_counts_with_all_its_data_and_an_image_as_an_image() -> None:
+    file = {"type": "file", "file": {"file_data": "x" * 200_000}}
+    image = {"type": "image_url", "image_url": {"url": "data:" + "x" * 200_000}}
+
+    assert message_size({"role": "user", "content": [file]}) > 200_000
+    assert 50_000 <= message_size({"role": "user", "content": [image]}) < 51_000
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "banana", "content": "x"}, "no mapping with a role of system, developer"),
+        ({"role": "user"}, "its content is None; it must be a text that is not blank"),
+        ({"role": "user", "content": 5}, "its content is 5"),
+        ({"role": "user", "content": [{"type": "text", "text": " "}]}, "must be a text that is not blank"),
+        ({"role": "user", "content": "\ud800"}, "can't be sent as JSON"),
+        ({"role": "user", "content": "x", "when": object()}, "can't be sent as JSON"),
+        ({"role": "user", "content": "x", "tool_calls": []}, "tool_calls that are no list of calls"),
+        ({"role": "assistant", "content": "x", "tool_calls": 5}, "tool_calls that are no list of calls"),
+        ({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}, "without 'type': 'function'"),
+        ({"role": "assistant", "content": ""}, "or leave the message out"),
+    ],
+)
+def test_a_message_that_no_provider_takes_is_refused_by_its_number(message: Message, said: str) -> None:
+    with pytest.raises(MessagesError, match=f"message 1 .*{said}"):
+        start([*TASK, message, *TASK], AgentConfig())
+
+
+def test_the_callers_messages_are_copied() -> None:
+    part = {"type": "text", "text": "short"}
+    run = start([{"role": "user", "content": [part]}], AgentConfig())
+
+    part["text"] = "long" * 1_000
+
+    assert run.transcript.messages()[0]["content"] == [{"type": "text", "text": "short"}]

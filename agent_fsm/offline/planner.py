@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 from attrs import evolve, frozen
 
 from agent_fsm.directives import DIRECTIVE_MARK, nudge
+from agent_fsm.messages import cut
 from agent_fsm.offline.mending import mend
 from agent_fsm.offline.tasks import Call, Step, Task, read_task, understood
 from agent_fsm.protocol import REPAIR, RESEARCH, SUMMARIZE, Message, ModelRequest, Prices, State, ToolCall
 from agent_fsm.reading import read_outcome
-from agent_fsm.transcript import cut
 
 __all__ = ["FIRST_LINE", "USED_MODEL", "OfflinePlanner", "reply_to"]
 
