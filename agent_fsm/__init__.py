@@ -16,7 +16,18 @@ from agent_fsm.errors import (
     RunningLoopError,
     TableError,
 )
-from agent_fsm.protocol import AgentResult, ModelError, ModelRequest, Prices, State, StopReason, ToolResult, Usage
+from agent_fsm.protocol import (
+    AgentResult,
+    ModelClient,
+    ModelError,
+    ModelRequest,
+    Prices,
+    State,
+    StopReason,
+    ToolInvoker,
+    ToolResult,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
@@ -31,6 +42,7 @@ __all__ = [
     "Limits",
     "LocalMCPInvoker",
     "MessagesError",
+    "ModelClient",
     "ModelError",
     "ModelRequest",
     "NoRowError",
@@ -39,6 +51,7 @@ __all__ = [
     "State",
     "StopReason",
     "TableError",
+    "ToolInvoker",
     "ToolResult",
     "Usage",
     "arun_agent",

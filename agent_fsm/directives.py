@@ -1,6 +1,5 @@
 """What the machine says to the model: short user messages, each bounded in size and marked as the machine's."""
 
-import json
 from collections.abc import Iterable
 
 from agent_fsm.messages import cut, cut_bytes
@@ -42,20 +41,8 @@ def mend(results: Iterable[ToolResult], reply: ModelReplied | None, *, research_
 
 
 def _observation(result: ToolResult) -> str:
-    fields: dict[str, object] = {}
-    if result.text.startswith("{"):
-        try:
-            fields = json.loads(result.text)
-        except (ValueError, RecursionError):  # cut to head and tail, so no JSON any more
-            fields = {}
-    lines = [f"- {result.name}: rc={result.rc}" if result.rc is not None else f"- {result.name}"]
-    for key in ("error", "stdout", "stderr"):
-        value = fields.get(key)
-        if isinstance(value, str) and value.strip():
-            lines.append(f"  {key}: ...{value[-_TAIL_CHARS:]}" if len(value) > _TAIL_CHARS else f"  {key}: {value}")
-    if len(lines) == 1:
-        lines.append(f"  {cut(result.text, _TAIL_CHARS)}")
-    return "\n".join(lines)
+    code = "" if result.rc is None else f": rc={result.rc}"
+    return f"- {result.name}{code}\n{result.observation or '  ' + cut(result.text, _TAIL_CHARS)}"
 
 
 def go_on() -> str:

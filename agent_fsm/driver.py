@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from attrs import define, frozen
 
@@ -46,7 +46,7 @@ from agent_fsm.reading import finished, interrupted, read_outcome, read_reply, r
 from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Table
 
-__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "arun_agent", "close_loop", "run_agent"]
+__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "close_loop", "run_agent"]
 
 GRACE_SECONDS = 0.1
 """How long interrupted code may take to clean up before it is abandoned."""
@@ -154,7 +154,6 @@ class AgentRun:
         self._cancelled = False
         self._stop: _Stop | None = None
         self._hand: asyncio.Task[None] | None = None
-        self._serial = 0  # of the hand; that of an abandoned one is past
         self._awaiting = False
         self._turn: _Turn | None = None
         self._deadline = math.inf  # of what the hand waits for, in the loop's time
@@ -246,10 +245,9 @@ class AgentRun:
     # The hand
 
     def _new_hand(self, event: Event | None = None) -> None:
-        self._serial += 1
         self._stop = None
         self._awaiting = False
-        self._hand = self._loop.create_task(self._work(self._serial, event))
+        self._hand = self._loop.create_task(self._work(event))
         self._hand.add_done_callback(self._put_down)
 
     def _put_down(self, hand: "asyncio.Task[None]") -> None:
@@ -268,7 +266,7 @@ class AgentRun:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _work(self, serial: int, event: Event | None) -> None:
+    async def _work(self, event: Event | None) -> None:
         try:
             while True:
                 if event is not None:
@@ -286,7 +284,7 @@ class AgentRun:
         except _AbandonedError:
             return
         finally:
-            if self._owns_client and serial == self._serial:
+            if self._owns_client and asyncio.current_task() is self._hand:
                 await self._close_client()
 
     async def _close_client(self) -> None:
@@ -616,11 +614,21 @@ def _logger() -> OnEvent:
 # The doors
 
 
+class RunOptions(TypedDict, total=False):
+    """What a run takes by keyword; `AgentRun` says what each is."""
+
+    model_client: ModelClient | None
+    on_event: OnEvent | None
+    clock: Clock | None
+    table: Table
+    log: bool
+
+
 async def arun_agent(
     messages: Sequence[Mapping[str, Any]],
     tools: ToolInvoker | None = None,
     config: AgentConfig | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> AgentResult:
     """Run the agent and return its result; takes what `AgentRun` takes."""
     return await AgentRun(messages, tools, config, **options)
@@ -634,7 +642,7 @@ def run_agent(
     messages: Sequence[Mapping[str, Any]],
     tools: ToolInvoker | None = None,
     config: AgentConfig | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> AgentResult:
     """Run the agent from plain code and return its result; takes what `AgentRun` takes.
 

@@ -4,10 +4,10 @@ from agent_fsm.mini_agent import AgentConfig, LocalMCPInvoker, run_mcp_mini_agen
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from agent_fsm.config import AgentConfig
-from agent_fsm.driver import arun_agent, run_agent
+from agent_fsm.driver import RunOptions, arun_agent, run_agent
 from agent_fsm.protocol import AgentResult, ToolInvoker
 from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
@@ -15,14 +15,14 @@ __all__ = ["AgentConfig", "EchoMCP", "LocalMCPInvoker", "arun_mcp_mini_agent", "
 
 
 async def arun_mcp_mini_agent(
-    messages: Sequence[Mapping[str, Any]], mcp: ToolInvoker, cfg: AgentConfig, **options: Any
+    messages: Sequence[Mapping[str, Any]], mcp: ToolInvoker, cfg: AgentConfig, **options: Unpack[RunOptions]
 ) -> AgentResult:
     """Run the agent with the tools of *mcp*; *options* are those of `AgentRun`."""
     return await arun_agent(messages, mcp, cfg, **options)
 
 
 def run_mcp_mini_agent(
-    messages: Sequence[Mapping[str, Any]], mcp: ToolInvoker, cfg: AgentConfig, **options: Any
+    messages: Sequence[Mapping[str, Any]], mcp: ToolInvoker, cfg: AgentConfig, **options: Unpack[RunOptions]
 ) -> AgentResult:
     """Run the agent from plain code; *options* are those of `AgentRun`."""
     return run_agent(messages, mcp, cfg, **options)

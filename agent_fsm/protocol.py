@@ -149,6 +149,8 @@ class ToolResult:
     """Set by the driver; an invoker may leave it out."""
     ran: bool = True
     """False for calls that were never started."""
+    observation: str = ""
+    """What a directive tells of a failure: error and the tails of stdout and stderr, where the tool gave them."""
 
 
 # What happened

@@ -422,8 +422,8 @@ def read_tools(
     return ToolsListed(now, tuple(tools.values()), looks_up, sum(map(value_size, tools.values())))
 
 
-_RESULT = ("ok", "rc", "error")
-"""The fields of a result that say whether it is a success."""
+_RESULT = ("ok", "rc", "error", "stdout", "stderr")
+"""The fields of a result that say what became of the call."""
 
 
 def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int) -> ToolResult:
@@ -434,30 +434,48 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
     other string is the text of a success. More than *chars* characters are cut to head and tail.
     """
     if isinstance(outcome, ToolResult):
-        text, ok, rc = _text_of(outcome.text), outcome.ok is True, _exit_code(outcome.rc)
-        seconds = _amount(outcome.seconds) or seconds
+        text, seconds = _text_of(outcome.text), _amount(outcome.seconds) or seconds
+        ok, rc = outcome.ok is True, _exit_code(outcome.rc)
+        told = {} if ok else _told(text)
     else:
         text = _text_of(outcome)
-        ok, rc = _verdict(outcome, text)
-    return ToolResult(cut(text, chars) if text.strip() else "(no output)", ok, rc, seconds, call.id, call.name)
+        told = _told(outcome if isinstance(outcome, Mapping) else text) if isinstance(outcome, str | Mapping) else {}
+        ok, rc = _verdict(told)
+    shown = cut(text, chars) if text.strip() else "(no output)"
+    return ToolResult(shown, ok, rc, seconds, call.id, call.name, observation="" if ok else _observation(told))
 
 
-def _verdict(outcome: object, text: str) -> tuple[bool, int | None]:
-    fields = outcome
-    if isinstance(outcome, str):
-        if not text.lstrip().startswith("{"):
-            return True, None
-        try:
-            fields = json.loads(text)  # NaN is fine here: many tools are Python, and it goes nowhere
-        except (ValueError, RecursionError):
-            return True, None
-    if not isinstance(fields, Mapping):
-        return True, None
-    said = _fields(fields, _RESULT)
-    ok, rc = said.get("ok"), said.get("rc")
+def _told(outcome: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields in which a tool tells what became of a call; none if it tells it in prose."""
+    if isinstance(outcome, Mapping):
+        return _fields(outcome, _RESULT)
+    if not outcome.lstrip().startswith("{"):
+        return {}
+    try:
+        fields = json.loads(outcome)  # NaN is fine here: many tools are Python, and it goes nowhere
+    except (ValueError, RecursionError):
+        return {}
+    return _fields(fields, _RESULT)
+
+
+def _verdict(told: Mapping[str, Any]) -> tuple[bool, int | None]:
+    ok, rc = told.get("ok"), told.get("rc")
     if not isinstance(ok, bool):
-        ok = not said.get("error") and (not isinstance(rc, int) or isinstance(rc, bool) or rc == 0)
+        ok = not told.get("error") and (not isinstance(rc, int) or isinstance(rc, bool) or rc == 0)
     return ok, _exit_code(rc)
+
+
+def _observation(told: Mapping[str, Any]) -> str:
+    lines = []
+    for key in ("error", "stdout", "stderr"):
+        value = told.get(key)
+        if isinstance(value, str) and value.strip():
+            lines.append(f"  {key}: {'...' if len(value) > _TAIL_CHARS else ''}{value[-_TAIL_CHARS:]}")
+    return _clean("\n".join(lines))
+
+
+_TAIL_CHARS = 600
+"""Characters of each of error, stdout and stderr that a directive repeats."""
 
 
 def _exit_code(rc: object) -> int | None:

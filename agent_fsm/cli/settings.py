@@ -1,14 +1,14 @@
 """Where a configuration comes from: options of the command, variables of the environment, a TOML file.
 
 Every field of `AgentConfig` is a setting under its own name: `--max-iterations 5`, `AGENT_FSM_MAX_ITERATIONS=5`, and
-`max_iterations = 5` in the file, at its top or in a table `[agent]`. Options beat the environment, which beats the
-file. What is read here is only turned into values; the fields of `AgentConfig` say whether they are right.
+`max_iterations = 5` in the file. Options beat the environment, which beats the file. Text is only turned into values
+here; the fields of `AgentConfig` say whether they are right.
 """
 
 import ast
 import inspect
 import json
-import math
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
@@ -19,15 +19,13 @@ from typing import Any, Final, get_args, get_origin
 
 from attrs import Attribute, fields, frozen
 
-from agent_fsm.config import AgentConfig, Limits
+from agent_fsm.config import AgentConfig
 from agent_fsm.errors import ConfigError
+from agent_fsm.llm import default_model
 
-__all__ = ["CONFIG_VARIABLE", "PREFIX", "Setting", "configure", "settings"]
+__all__ = ["PREFIX", "Setting", "configure", "names", "settings"]
 
 PREFIX: Final = "AGENT_FSM_"
-CONFIG_VARIABLE: Final = "AGENT_FSM_CONFIG"
-"""Names the file to read where no option does."""
-_TABLE: Final = "agent"
 _ABSENT: Final = "none"
 """How None, and an empty list, is written as text."""
 
@@ -42,8 +40,7 @@ class Setting:
     may_be_absent: bool
     default: Any
     doc: str
-    """What the field's docstring says, as one line."""
-    attribute: "Attribute[Any]"
+    """The first clause of the field's docstring."""
 
     @property
     def option(self) -> str:
@@ -58,14 +55,12 @@ class Setting:
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """Return a setting for each field: the model and what else is the edge's first, then the limits."""
-    docs = _field_docs(AgentConfig)
-    defaults = AgentConfig()
+    """Return a setting for each field, in the order in which they are declared."""
+    docs, defaults = _field_docs(AgentConfig), AgentConfig()
     declared: tuple[Attribute[Any], ...] = fields(AgentConfig)
-    limits = {each.name for each in fields(Limits)}
     return tuple(
-        Setting(each.name, *_kind(each.type), getattr(defaults, each.name), docs.get(each.name, ""), each)
-        for each in sorted(declared, key=lambda each: each.name in limits)
+        Setting(each.name, *_kind(each.type), getattr(defaults, each.name), docs.get(each.name, ""))
+        for each in declared
     )
 
 
@@ -78,7 +73,7 @@ def _kind(annotation: Any) -> tuple[type, bool]:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Return the string literals under the fields of *cls* and its bases; none where there is no source to read."""
+    """Return the first clause of what stands under each field of *cls*; nothing where there is no source to read."""
     docs: dict[str, str] = {}
     for each in reversed(cls.__mro__[:-1]):
         try:
@@ -89,155 +84,94 @@ def _field_docs(cls: type) -> dict[str, str]:
         for declared, below in zip(body.body, body.body[1:], strict=False):
             match declared, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[name] = " ".join(text.split())
+                    docs[name] = re.split(r"[.;:](?:\s|$)| \(`", " ".join(text.split()))[0]
     return docs
 
 
 # Reading
 
 
-def configure(
-    options: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None, *, default_model: str = ""
-) -> AgentConfig:
+def configure(options: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None) -> AgentConfig:
     """Return the configuration that options, environment and file make together.
 
+    Where none of them names a model, it is one of the provider whose key is in the environment, or the offline planner.
+
     Args:
-        options: by field name, as text (a tuple of texts for lists) or a bool; None or () is an option not given.
+        options: by field name, as text or a bool; None is an option not given.
         environ: a variable that is empty counts as one that is not set.
-        file: the TOML file; None: the one that AGENT_FSM_CONFIG names, if any.
-        default_model: the model where none of the three names one; empty: the configuration's own default.
+        file: in TOML.
 
     Raises:
-        ConfigError: a bad value or an unknown key; says where it stood and what would be right.
+        ConfigError: a bad value, even one that another beats, or an unknown key of the file; says where it stands.
     """
-    values: dict[str, Any] = {"model": default_model} if default_model else {}
-    for source in (_from_file(file, environ), _from_environment(environ), _from_options(options)):
-        for setting, origin, value in source:
-            values[setting.name] = _checked(setting, origin, value)
+    values: dict[str, Any] = {"model": default_model(environ)}
+    for setting, where, given in _given(options, environ, file):
+        value = _read(setting, given)
+        try:
+            AgentConfig(**{setting.name: value})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        values[setting.name] = value
     return AgentConfig(**values)
 
 
-def _from_options(options: Mapping[str, Any]) -> Iterator[tuple[Setting, str, Any]]:
-    for setting in settings():
-        given = options.get(setting.name)
-        if given is None or given == ():
-            continue
-        if isinstance(given, tuple):
-            given = ",".join(given)
-        yield setting, setting.option, _read(setting, given) if isinstance(given, str) else given
-
-
-def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[Setting, str, Any]]:
-    known = {setting.variable: setting for setting in settings()}
-    for variable, text in environ.items():
-        if variable in known and text.strip():
-            yield known[variable], variable, _read(known[variable], text)
-        elif variable.startswith(PREFIX) and variable not in known and variable != CONFIG_VARIABLE:
-            # Others may use the prefix for what is theirs, so only what is all but a name of ours is an error.
-            likely = _nearest(variable.removeprefix(PREFIX).lower(), cutoff=0.85)
-            if likely:
-                raise ConfigError(f"the variable {variable} is unknown; did you mean {PREFIX}{likely.upper()}?")
-
-
-def _from_file(file: Path | None, environ: Mapping[str, str]) -> Iterator[tuple[Setting, str, Any]]:
-    asked_by = "--config"
-    if file is None:
-        if not environ.get(CONFIG_VARIABLE, "").strip():
-            return
-        file, asked_by = Path(environ[CONFIG_VARIABLE]), CONFIG_VARIABLE
-    content = _toml(file, asked_by)
+def _given(
+    options: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
+) -> Iterator[tuple[Setting, str, Any]]:
+    """Yield what is set, where, and to what; of the values of one setting the last is the one that counts."""
     known = {setting.name: setting for setting in settings()}
-    table = content.pop(_TABLE, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{file}: {_TABLE} must be a table, not {table!r}")
-    twice = sorted(content.keys() & table.keys())
-    if twice:
-        raise ConfigError(f"{file}: {twice[0]} stands both at the top and in [{_TABLE}]; leave one of them out")
-    for where, keys in ((f"{file}: ", content), (f"{file}: [{_TABLE}] ", table)):
-        for key, value in keys.items():
-            if key not in known:
-                raise ConfigError(f"{where}{key} is unknown; did you mean {_nearest(key)}?")
-            yield known[key], where + key, _from_toml(known[key], value)
+    for key, value in ({} if file is None else _toml(file)).items():
+        if key not in known:
+            nearest = get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise ConfigError(f"{file}: {key} is not a setting; the nearest is {nearest}")
+        yield known[key], str(file), value
+    for setting in known.values():
+        if environ.get(setting.variable, "").strip():
+            yield setting, setting.variable, environ[setting.variable]
+        if options.get(setting.name) is not None:
+            yield setting, setting.option, options[setting.name]
 
 
-def _toml(file: Path, asked_by: str) -> dict[str, Any]:
+def _toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{asked_by}: can't read {file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{asked_by}: {file} is not valid TOML: {error}") from error
-
-
-def _nearest(name: str, cutoff: float = 0.0) -> str:
-    """Return the field's name that is most like *name*; empty if none is as like as *cutoff* (0 to 1)."""
-    names = [setting.name for setting in settings()]
-    return next(iter(get_close_matches(name.replace("-", "_").lower(), names, 1, cutoff)), "")
+        raise ConfigError(f"{file} can't be read: {error.strerror or error}") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
 
 
 # Values
 
 
-def _from_toml(setting: Setting, value: Any) -> Any:
-    if setting.may_be_absent and isinstance(value, str) and value.strip().lower() == _ABSENT:
-        return None  # TOML has no word for it
-    if setting.kind is float and type(value) is int:
-        return float(value)
-    return tuple(value) if isinstance(value, list) else value
+def names(text: str) -> tuple[str, ...]:
+    """Return the names that stand in *text* with commas between them; `none` is none at all."""
+    return () if text.strip().lower() == _ABSENT else tuple(name.strip() for name in text.split(","))
 
 
-def _read(setting: Setting, text: str) -> Any:
-    """Return the value that *text* stands for; *text* itself, which no field takes, if it stands for none."""
-    if text.strip().lower() == _ABSENT and (setting.may_be_absent or setting.kind is tuple):
-        return () if setting.kind is tuple else None
+def _read(setting: Setting, given: Any) -> Any:
+    """Return what *given* stands for if it is text; if it stands for nothing, it itself, for the field to refuse."""
+    if not isinstance(given, str):
+        return given
+    text = given.strip()
+    if setting.may_be_absent and text.lower() == _ABSENT:
+        return None
     try:
-        return _READERS.get(setting.kind, json.loads)(text)
+        return _READERS[setting.kind](text)
     except (ValueError, RecursionError):
-        return text
+        return given
 
 
-def _switch(text: str) -> bool:
-    word = text.strip().lower()
-    if word not in (*_ON, *_OFF):
-        raise ValueError(word)
-    return word in _ON
+def _switch(text: str) -> bool | str:
+    return _SWITCHES.get(text.lower(), text)
 
 
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-_ON: Final = ("true", "yes", "on", "1")
-_OFF: Final = ("false", "no", "off", "0")
+_SWITCHES: Final = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _READERS: Final[Mapping[type, Callable[[str], Any]]] = {
     int: int,
-    float: _number,
+    float: float,
     bool: _switch,
     str: str,
-    tuple: _names,
+    tuple: names,
+    Mapping: json.loads,
 }
-"""The rest, mappings, are JSON."""
-
-
-def _checked(setting: Setting, origin: str, value: Any) -> Any:
-    """Return *value*.
-
-    Raises:
-        ConfigError: the field refuses it; in its words, with *origin* for the field's name.
-    """
-    attribute = setting.attribute
-    try:
-        if attribute.validator is not None:
-            attribute.validator(None, attribute, value)
-    except ConfigError as error:
-        told = str(error)
-        hint = "; write it as a JSON object" if setting.kind is Mapping and isinstance(value, str) else ""
-        raise ConfigError(told.replace(setting.name, origin, 1) + hint) from None
-    return value

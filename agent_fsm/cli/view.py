@@ -4,17 +4,19 @@ Text of the model and of tools is shown as it is but for escape sequences and co
 read as markup.
 """
 
-import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
 
+import click
 from attrs import frozen
 
 from agent_fsm.config import AgentConfig
-from agent_fsm.driver import AgentRun, OnEvent
+from agent_fsm.driver import OnEvent
 from agent_fsm.machine import Run, next_effect
 from agent_fsm.protocol import (
     CALL_TOOLS,
@@ -25,7 +27,6 @@ from agent_fsm.protocol import (
     AskModel,
     Event,
     Interrupted,
-    ListTools,
     Message,
     ModelFailed,
     ModelReplied,
@@ -44,16 +45,20 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.text import Text
 
-__all__ = [
-    "LiveView",
-    "clean",
-    "closing_lines",
-    "heading",
-    "path_text",
-    "plain_lines",
-    "reason_lines",
-    "transcript_lines",
-]
+__all__ = ["View", "clean", "heading", "live_view", "path_text", "plain_view", "reason_text"]
+
+
+@frozen
+class View:
+    """How a run is shown."""
+
+    on_event: OnEvent | None
+    """To be given to the run."""
+    showing: AbstractContextManager[Any]
+    """To be entered while the run goes."""
+    report: Callable[[AgentResult], None]
+    """To be called with what has come of it."""
+
 
 # Text that others wrote
 
@@ -78,42 +83,26 @@ def _one_line(text: str, chars: int = 100) -> str:
 
 
 def _arguments(call: ToolCall) -> str:
-    """Return the arguments in short: the text alone, if there is but one and it is a text."""
-    try:
-        arguments = json.loads(call.arguments)
-    except (ValueError, RecursionError):
-        return ""
-    values = list(arguments.values())
-    if len(values) == 1 and isinstance(values[0], str):
-        return _one_line(values[0])
-    pairs = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in arguments.items())
-    return _one_line(" ".join(pairs))
+    """Return the arguments in short: the value alone, if there is but one."""
+    values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in _read(call.arguments)}
+    named = [f"{name}={value}" for name, value in values.items()]
+    return _one_line(" ".join(values.values() if len(values) == 1 else named))
 
 
 def _why_failed(result: ToolResult) -> str:
     """Return the line that says most: the error, else the last line of what was printed."""
+    told = dict(_read(result.text))
+    printed = told.get("error") or told.get("stderr") or told.get("stdout") or result.text
+    return _one_line(str(printed).strip().rpartition("\n")[2])
+
+
+def _read(text: str) -> Iterable[tuple[str, Any]]:
+    """Return what the JSON object *text* says; nothing if it is none."""
     try:
-        told = json.loads(result.text)
+        told = json.loads(text)
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
-        return _one_line(result.text)
-    printed = str(told.get("error") or told.get("stderr") or told.get("stdout") or "")
-    lines = clean(printed).split("\n")
-    return _one_line(next((line for line in reversed(lines) if line.strip()), ""))
-
-
-def _status(result: ToolResult) -> str:
-    return "ok" if result.ok else "failed" if result.ran else "not run"
-
-
-def _rc(result: ToolResult) -> str:
-    return "" if result.rc is None else f"rc {result.rc}"
-
-
-def _seconds(result: ToolResult) -> str:
-    """Return how long the call took; nothing for one that has no time, as it was not run or not finished."""
-    return "" if result.seconds == 0 else f"{result.seconds:.2f} s"
+        return ()
+    return told.items() if isinstance(told, dict) else ()
 
 
 # Steps
@@ -125,17 +114,11 @@ class _Step:
 
     source: State
     """The state in which it happened."""
-    calls: tuple[ToolCall, ...]
-    """Of the turn: asked for by this event, or answered by it."""
     event: Event
     run: Run
     """The run that followed."""
-
-    @property
-    def outcomes(self) -> Iterator[tuple[ToolCall, ToolResult]]:
-        """The calls that this event answers, with their results."""
-        results = self.event.results if isinstance(self.event, ToolsFinished | Interrupted) else ()
-        return zip(self.calls, results, strict=False)  # an interrupted request has no results
+    outcomes: tuple[tuple[ToolCall, ToolResult], ...]
+    """The calls that the event answers, with their results."""
 
     @property
     def turn_taken(self) -> str:
@@ -153,8 +136,10 @@ def _each_step(show: Callable[[_Step], None]) -> OnEvent:
         nonlocal source, calls
         if isinstance(event, ModelReplied):
             calls = event.calls
-        step, source = _Step(source, calls, event, run), run.state
-        show(step)
+        results = event.results if isinstance(event, ToolsFinished | Interrupted) else ()
+        outcomes = zip(calls, results, strict=False)  # an interrupted request has no results
+        show(_Step(source, event, run, tuple(outcomes)))
+        source = run.state
 
     return on_event
 
@@ -170,6 +155,7 @@ _SAYS: Final = {
 
 
 def _happened(step: _Step) -> str:
+    outcomes = "; ".join(_outcome(*each) for each in step.outcomes)
     match step.event:
         case ToolsListed(tools=tools):
             return f"tools: {', '.join(_one_line(tool['function']['name']) for tool in tools) or 'none'}"
@@ -177,36 +163,35 @@ def _happened(step: _Step) -> str:
             return f"{backend} has no tools to offer: {_one_line(error)}"
         case ModelReplied() if step.source is SUMMARIZE:
             return "summarizes"
-        case ModelReplied(said=Said.CALLS):
-            return "asks for " + "; ".join(f"{call.name} {_arguments(call)}".strip() for call in step.calls)
+        case ModelReplied(said=Said.CALLS, calls=calls):
+            return "asks for " + "; ".join(f"{call.name} {_arguments(call)}".strip() for call in calls)
         case ModelReplied(said=said, detail=detail):
             return f"{_SAYS[said]}: {_one_line(detail)}" if detail else _SAYS[said]
         case ModelFailed(error=error):
             return f"no reply: {_one_line(error, 300)}"
         case ToolsFinished():
-            return _outcomes_in_line(step)
+            return outcomes
         case Interrupted(cancelled=cancelled):
             why = "cancelled" if cancelled else "out of time"
-            return f"{why}: {_outcomes_in_line(step)}" if step.event.results else why
+            return f"{why}: {outcomes}" if outcomes else why
 
 
-def _outcomes_in_line(step: _Step) -> str:
-    said = []
-    for call, result in step.outcomes:
-        parts = (f"{call.name} {_status(result)}", _rc(result), _seconds(result))
-        why = "" if result.ok else f": {_why_failed(result)}"
-        said.append(", ".join(part for part in parts if part) + why)
-    return "; ".join(said)
+def _outcome(call: ToolCall, result: ToolResult) -> str:
+    parts = (f"{call.name} {_status(result)}", _rc(result), _seconds(result))
+    return ", ".join(part for part in parts if part) + ("" if result.ok else f": {_why_failed(result)}")
 
 
-def plain_lines(write: Callable[[str], None]) -> OnEvent:
-    """Return what gives *write* one line, newline included, for each step; no escape codes, nothing but text."""
+def _status(result: ToolResult) -> str:
+    return "ok" if result.ok else "failed" if result.ran else "not run"
 
-    def show(step: _Step) -> None:
-        line = f"{step.run.ledger.seconds:8.2f} s  {step.source:<9}  {_happened(step)} {step.turn_taken}"
-        write(f"{line.rstrip()}\n")
 
-    return _each_step(show)
+def _rc(result: ToolResult) -> str:
+    return "" if result.rc is None else f"rc {result.rc}"
+
+
+def _seconds(result: ToolResult) -> str:
+    """Return how long the call took; nothing for one that has no time, as it was not run."""
+    return "" if result.seconds == 0 else f"{result.seconds:.2f} s"
 
 
 # Before and after
@@ -233,201 +218,175 @@ _MEANS: Final = {
 }
 
 
-def reason_lines(result: AgentResult) -> list[str]:
-    """Return the lines that say why the run ended."""
+def reason_text(result: AgentResult) -> str:
+    """Return why the run ended, and what is known about it."""
     reason = result.stopped_reason
     ended = "not ended" if reason is None else f"{reason}: {_MEANS[reason]}"
-    return [ended, clean(result.detail)] if result.detail else [ended]
+    return f"{ended}\n{clean(result.detail)}" if result.detail else ended
 
 
-def closing_lines(result: AgentResult) -> list[str]:
-    """Return the lines that say why the run ended, what it took and which way it went."""
-    usage = result.usage
-    took = [
-        _counted(result.iterations, "iteration"),
-        _counted(usage.tool_calls, "tool call"),
-        _counted(usage.charged_tokens, "token"),
-        *([f"${usage.cost_usd:.4f}"] if usage.cost_usd > 0 else []),
-        f"{result.seconds:.2f} s",
-    ]
-    return [*reason_lines(result), ", ".join(took), path_text(result.path)]
+def _spent(config: AgentConfig, iterations: int, tool_calls: int, tokens: int, cost_usd: float) -> str:
+    limit = "" if config.max_cost_usd is None else f" of ${config.max_cost_usd:g}"
+    return ", ".join(
+        [
+            f"{iterations} of {_counted(config.max_iterations, 'iteration')}",
+            _counted(tool_calls, "tool call"),
+            _counted(tokens, "token"),
+            *([f"${cost_usd:.4f}{limit}"] if limit or cost_usd > 0 else []),
+        ]
+    )
 
 
 def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-_LONGEST_LAP: Final = 12  # states; a lap with a repair and a research hop has 9
-_WORTH_FOLDING: Final = 3  # states that need not be written
+_LAPS: Final = re.compile(r"\b((?:(?:(?!Observe)\w+ > )+Observe > ){1,4}?)\1+")
+"""One to four turns, each of which ends in Observe, and the same again."""
 
 
 def path_text(path: Sequence[State]) -> str:
     """Return the states in order; a lap run several times in a row stands once: `(Plan > CallTools > Observe) x2`."""
-    parts: list[str] = []
-    at = 0
-    while at < len(path):
-        length, saved = _best_lap(path, at)
-        if saved < _WORTH_FOLDING or _best_lap(path, at + 1)[1] >= saved:
-            parts.append(path[at])
-            at += 1
-        else:
-            parts.append(f"({' > '.join(path[at : at + length])}) x{saved // length + 1}")
-            at += saved + length
-    return " > ".join(parts)
+    text = "".join(f"{state} > " for state in path)
+    folded = _LAPS.sub(lambda laps: f"({laps[1][:-3]}) x{len(laps[0]) // len(laps[1])} > ", text)
+    return folded.removesuffix(" > ")
 
 
-def _best_lap(path: Sequence[State], at: int) -> tuple[int, int]:
-    """Return how long the lap is that saves most if it is folded from *at* on, and how many states that saves."""
-    best = 1, 0
-    for length in range(1, _LONGEST_LAP + 1):
-        lap, saved = path[at : at + length], 0
-        while len(lap) == length and path[at + saved + length : at + saved + 2 * length] == lap:
-            saved += length
-        if saved > best[1]:
-            best = length, saved
-    return best
+def _ending_text(result: AgentResult) -> str:
+    """Return what the run leaves: its answer; the whole conversation if it was cancelled."""
+    if result.stopped_reason is StopReason.CANCELLED:
+        return "\n".join(line for message in result.messages for line in _message_lines(message))
+    return clean(result.final_answer or "")
 
 
-def transcript_lines(messages: Sequence[Message]) -> list[str]:
-    """Return the conversation as text: who says what, call after call."""
-    lines: list[str] = []
-    for message in messages:
-        content = message.get("content")
-        text = content if isinstance(content, str) else json.dumps(content) if content else ""
-        if text:
-            lines.append(f"{message['role']}: {clean(text)}")
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        lines += [f"{message['role']} calls {call['name']}: {clean(call['arguments'])}" for call in calls]
-    return lines
+def _message_lines(message: Message) -> Iterator[str]:
+    content = message.get("content")
+    if content:
+        yield f"{message['role']}: {clean(content if isinstance(content, str) else json.dumps(content))}"
+    for call in message.get("tool_calls") or ():
+        yield f"{message['role']} calls {call['function']['name']}: {clean(call['function']['arguments'])}"
+
+
+# Plain lines
+
+
+def plain_view(config: AgentConfig) -> View:
+    """Return what prints a line a step, then the reason, the path and the answer; no escape codes, nothing but text."""
+
+    def show(step: _Step) -> None:
+        click.echo(f"{step.run.ledger.seconds:8.2f} s  {step.source:<9}  {_happened(step)} {step.turn_taken}".rstrip())
+
+    def report(result: AgentResult) -> None:
+        usage = result.usage
+        spent = _spent(config, result.iterations, usage.tool_calls, usage.charged_tokens, usage.cost_usd)
+        lines = [reason_text(result), f"{spent}, {result.seconds:.2f} s", path_text(result.path)]
+        click.echo("\n".join(["", *lines]))
+        ending = _ending_text(result)
+        if ending:
+            click.echo(f"\n{ending}")
+
+    return View(_each_step(show), nullcontext(), report)
 
 
 # The live view
 
-_TICK_S: Final = 0.1
-_RUNNING_SHOWN: Final = 6
+_REFRESHES_A_SECOND: Final = 10
 _STYLES: Final[Mapping[str, str]] = {"ok": "green", "failed": "red", "not run": "yellow"}
 
 
-class LiveView:
-    """A run as it goes: finished calls scroll by; below them stand the states, what is being done and what is left.
+def live_view(config: AgentConfig, console: "Console") -> View:
+    """Return what shows a run as it goes.
 
-    Args:
-        config: of the run; gives the limits that are shown.
-        console: of a terminal that can move its cursor.
+    Finished calls scroll by; below them stand the states with how often each was entered, what is being done, and what
+    is spent and left.
     """
+    from rich.live import Live
+
+    screen = _Screen(config, console)
+    live = Live(console=console, get_renderable=screen.frame, refresh_per_second=_REFRESHES_A_SECOND)
+    return View(_each_step(screen.show), live, screen.report)
+
+
+class _Screen:
+    """The state of a live view. Frames are drawn by a thread: `show` changes each attribute at one stroke."""
 
     def __init__(self, config: AgentConfig, console: "Console") -> None:
-        self.on_event: OnEvent = _each_step(self._show)
-        """To be given to the run."""
         self._config = config
         self._console = console
         self._run: Run | None = None
-        self._visited = {PLAN}
-        self._began = self._since = time.monotonic()
+        self._since = time.monotonic()
+        self._entered = Counter([PLAN])
 
-    async def follow(self, agent: AgentRun) -> AgentResult:
-        """Show *agent* until it ends, and return its result."""
-        from rich.live import Live
-
-        self._run = agent.run
-        self._began = self._since = time.monotonic()
-        # auto_refresh=False: its thread would draw a frame while a step changes what is in it
-        with Live(console=self._console, auto_refresh=False, get_renderable=self._frame) as live:
-
-            async def tick() -> None:
-                while True:
-                    live.refresh()
-                    await asyncio.sleep(_TICK_S)
-
-            ticking = asyncio.ensure_future(tick())
-            try:
-                return await agent
-            finally:
-                ticking.cancel()
-                live.refresh()
-
-    def report(self, result: AgentResult) -> None:
-        """Write why the run ended, which way it went and, last, the answer."""
-        from rich.text import Text
-
-        reason, *rest = closing_lines(result)
-        style = "green" if result.stopped_reason is StopReason.SUCCESS else "yellow"
-        self._console.print(Text(f"\n{reason}", style=style))
-        for line in rest:
-            self._console.print(Text(line, style="dim"))
-        if result.stopped_reason is StopReason.CANCELLED:
-            self._console.print(Text("\n".join(["", *transcript_lines(result.messages)])), soft_wrap=True)
-        elif result.final_answer:
-            self._console.print(Text(f"\n{clean(result.final_answer)}"), soft_wrap=True)
-
-    def _show(self, step: _Step) -> None:
+    def show(self, step: _Step) -> None:
+        """Take in what happened, and print what is to stay of it."""
         self._run = step.run
         self._since = time.monotonic()
-        self._visited |= {step.run.state, *(row.target for row in step.run.taken)}
+        self._entered.update(row.target for row in step.run.taken)
         for call, result in step.outcomes:
-            self._print(_outcome_line(call, result))
+            self._console.print(_outcome_line(call, result))
             if not result.ok:
-                self._print(_text(f"{'':26}{_why_failed(result)}", "dim"))
+                self._console.print(_text(f"{'':26}{_why_failed(result)}", "dim"))
         match step.event:
-            case ModelFailed() | ToolsUnavailable():
-                told = _happened(step)
-            case ModelReplied(said=said) if said not in (Said.CALLS, Said.ANSWER) or step.source is SUMMARIZE:
-                told = _happened(step)
-            case _:
+            case ToolsListed() | ToolsFinished() | Interrupted():
                 told = ""
-        if told or step.turn_taken:
-            self._print(_text(f"  {' '.join(part for part in (told, step.turn_taken) if part)}", "dim"))
+            case ModelReplied(said=Said.CALLS | Said.ANSWER) if step.source is not SUMMARIZE:
+                told = ""
+            case _:
+                told = _happened(step)
+        if told:
+            self._console.print(_text(f"  {told}", "dim"))
+        if step.turn_taken:
+            self._console.print(_text(f"  {step.turn_taken}", "yellow"))
 
-    def _print(self, line: "Text") -> None:
-        self._console.print(line, no_wrap=True, overflow="ellipsis")
+    def report(self, result: AgentResult) -> None:
+        """Print why the run ended, which way it went and, last, what it leaves."""
+        from rich.text import Text
 
-    def _frame(self) -> "Group":
+        style = "bold green" if result.stopped_reason is StopReason.SUCCESS else "bold yellow"
+        self._console.print(Text.assemble("\n", (reason_text(result), style), "\n", (path_text(result.path), "dim")))
+        ending = _ending_text(result)
+        if ending:
+            self._console.print(Text(f"\n{ending}"), soft_wrap=True)
+
+    def frame(self) -> "Group":
+        """Return what stands below the calls."""
         from rich.console import Group
 
-        return Group(_text(""), self._strip(), *self._doing(), self._spent())
+        run, waited = self._run, time.monotonic() - self._since
+        doing = [_text(f"  {line}") for line in _doing(run, self._config, waited)]
+        spent = _text("" if run is None else f"  {self._counters(run, waited)}", "dim")
+        return Group(_text(""), self._strip(PLAN if run is None else run.state), *doing, spent)
 
-    def _strip(self) -> "Text":
-        state = PLAN if self._run is None else self._run.state
+    def _strip(self, state: State) -> "Text":
         strip = _text(" ")
         for each in State:
+            count = self._entered[each]
+            told = f"{each} {count}" if count and each is not DONE else f"{each}"
             if each is state:
-                strip.append(f" [{each}]", "bold green" if each is DONE else "bold cyan")
+                strip.append(f"[{told}]", "bold green" if each is DONE else "bold cyan")
             else:
-                strip.append(f"  {each} ", "" if each in self._visited else "dim")
+                strip.append(f" {told} ", "" if count else "dim")
         return strip
 
-    def _doing(self) -> "list[Text]":
-        run, config = self._run, self._config
-        effect = None if run is None else next_effect(run)
-        took = f"{time.monotonic() - self._since:.1f} s"
-        match effect:
-            case ListTools():
-                return [_text(f"  asking for the tools, {took}")]
-            case AskModel(attempt=0):
-                return [_text(f"  asking {_one_line(config.model)}, {took}")]
-            case AskModel(attempt=attempt):
-                return [_text(f"  asking again (retry {attempt} of {config.max_model_retries}), {took}")]
-            case RunTools(calls=calls):
-                lines = [_text(f"  running {call.name}, {took}  {_arguments(call)}") for call in calls[:_RUNNING_SHOWN]]
-                more = len(calls) - _RUNNING_SHOWN
-                return [*lines, _text(f"  and {more} more")] if more > 0 else lines
-            case None:
-                return []
-
-    def _spent(self) -> "Text":
-        run, config = self._run, self._config
-        if run is None:
-            return _text("")
+    def _counters(self, run: Run, waited: float) -> str:
         ledger = run.ledger
-        parts = [f"iterations {ledger.iterations}/{config.max_iterations}", f"tokens {ledger.tokens:,}"]
-        if config.max_cost_usd is not None:
-            parts.append(f"cost ${ledger.cost_usd:.4f} of ${config.max_cost_usd:g}")
-        elif ledger.cost_usd > 0:
-            parts.append(f"cost ${ledger.cost_usd:.4f}")
-        if run.state is not DONE:
-            left = max(0.0, config.max_wallclock_seconds - (time.monotonic() - self._began))
-            parts.append(f"time left {int(left) // 60}:{int(left) % 60:02}")
-        return _text(f"  {'   '.join(parts)}", "dim")
+        spent = _spent(self._config, ledger.iterations, ledger.tool_calls, ledger.tokens, ledger.cost_usd)
+        if run.state is DONE:
+            return f"{spent}, {ledger.seconds:.2f} s"
+        left = max(0, int(self._config.max_wallclock_seconds - ledger.seconds - waited))
+        return f"{spent}, {left // 60}:{left % 60:02} left"
+
+
+def _doing(run: Run | None, config: AgentConfig, waited: float) -> list[str]:
+    effect = None if run is None else next_effect(run)
+    match effect:
+        case AskModel(attempt=attempt):
+            retry = f" (retry {attempt} of {config.max_model_retries})" if attempt else ""
+            return [f"asking {_one_line(config.model)}{retry}, {waited:.1f} s"]
+        case RunTools(calls=calls):
+            return [f"running {call.name}, {waited:.1f} s  {_arguments(call)}" for call in calls]
+        case _:
+            return [f"asking for the tools, {waited:.1f} s"] if run is None else []
 
 
 def _text(text: str, style: str = "") -> "Text":
