@@ -42,7 +42,7 @@ from agent_fsm.protocol import (
     ToolsUnavailable,
     Usage,
 )
-from agent_fsm.reading import finished, interrupted, read_outcome, read_reply, read_tools
+from agent_fsm.reading import finished, interrupted, read_field, read_outcome, read_reply, read_tools
 from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Table
 
@@ -215,8 +215,8 @@ class AgentRun:
             return False
         if not self._cancelled:
             self._cancelled = True
-            if self._hand is not None and self._hand.done():
-                self._new_hand()  # the last one was killed, as by KeyboardInterrupt
+            if self._hand is not None and _killed(self._hand):
+                self._new_hand(cut_short=self._awaiting)
             elif self._awaiting and self._stop is None:
                 self._interrupt(_Stop.CANCEL)
         return True
@@ -236,7 +236,8 @@ class AgentRun:
         return waiter
 
     async def _settled(self) -> None:
-        while not self._ended:  # not for long: who does not stop within the grace is abandoned
+        # Not for long: who does not stop within the grace is abandoned
+        while self._hand is not None and not self._ended:
             try:
                 await self._waiter()
             except asyncio.CancelledError:
@@ -244,21 +245,22 @@ class AgentRun:
 
     # The hand
 
-    def _new_hand(self, event: Event | None = None) -> None:
-        self._stop = None
+    def _new_hand(self, *, cut_short: bool = False) -> None:
+        """Go on with a new task, which finds the effect of the last one cut short or none."""
         self._awaiting = False
-        self._hand = self._loop.create_task(self._work(event))
+        self._hand = self._loop.create_task(self._work(cut_short))
         self._hand.add_done_callback(self._put_down)
 
     def _put_down(self, hand: "asyncio.Task[None]") -> None:
         if hand is not self._hand:
-            if not hand.cancelled():
-                hand.exception()  # nobody wants it any more; looked at, so that asyncio does not log it
+            _look_at(hand)
             return
-        if hand.cancelled():
-            self._error = asyncio.CancelledError()
-        elif hand.exception() is not None:
+        if not hand.cancelled():
             self._error = hand.exception()
+        elif self._run.reason is None:  # somebody cancelled the hand itself, as a loop that closes does
+            self._cancelled = True
+            self._new_hand()
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._ended = True
@@ -266,7 +268,10 @@ class AgentRun:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _work(self, event: Event | None) -> None:
+    async def _work(self, cut_short: bool) -> None:
+        self._hand = asyncio.current_task()  # an eager task starts before `_new_hand` has it
+        event = self._interrupted() if cut_short else None
+        self._stop = None
         try:
             while True:
                 if event is not None:
@@ -290,13 +295,11 @@ class AgentRun:
     async def _close_client(self) -> None:
         close = getattr(self._client, "aclose", None)
         if close is not None:
-            closing = asyncio.ensure_future(close())
-            await asyncio.wait({closing}, timeout=GRACE_SECONDS)
-            closing.cancel()
+            await _bounded(close())
 
     def _take(self, event: Event) -> None:
-        self._events.append(event)
         self._run = run = step(self._run, event)
+        self._events.append(event)
         for row in run.taken:
             self._path.append(row.target)
         if self._on_event is not None:
@@ -331,20 +334,29 @@ class AgentRun:
             outcome = function(*arguments)
             if hasattr(outcome, "__await__"):
                 outcome = await outcome
-            if self._stop is not None and hand is self._hand:
-                await asyncio.sleep(0)  # it cancelled the run and never waited: take the cancel in here
         except asyncio.CancelledError:
-            outcome = self._why_cancelled(hand)
+            outcome = self._why_cancelled(hand) if hand is self._hand else None
         except Exception as error:  # noqa: BLE001 # the one place around user-supplied code: it may raise anything
             outcome = _Raised(error)
         if hand is not self._hand:
             raise _AbandonedError
         self._awaiting = False
         self._deadline = math.inf
+        if hand is not None and hand.cancelling():
+            await self._take_in(hand)
         return outcome
 
+    async def _take_in(self, hand: "asyncio.Task[None]") -> None:
+        """Meet a cancel of *hand* that what it awaited swallowed or never met; a TaskGroup of its own may leave one."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._cancelled = self._cancelled or self._stop is None  # somebody cancelled the hand itself
+        while hand.uncancel():
+            pass
+
     def _why_cancelled(self, hand: "asyncio.Task[None] | None") -> "_Stop | _Raised":
-        stop = self._stop if hand is self._hand else None
+        stop = self._stop
         if hand is not None and hand.cancelling():
             if stop is None:  # somebody cancelled the hand itself, as a loop that closes does
                 self._cancelled = True
@@ -374,13 +386,13 @@ class AgentRun:
 
     def _abandon(self, hand: "asyncio.Task[None]", events: int) -> None:
         if hand is self._hand and not hand.done() and self._awaiting and events == len(self._events):
-            self._new_hand(self._interrupted())
+            self._new_hand(cut_short=True)
 
     def _interrupted(self, *, started: bool = True) -> Event:
         """Return the event that the effect in hand was interrupted, or not *started*, and be ready for the next."""
         stop, self._stop = self._stop, None
         turn, now = self._turn, self._now()
-        if turn is not None and stop is _Stop.TOOL_TIMEOUT:
+        if turn is not None and stop is _Stop.TOOL_TIMEOUT and not self._cancelled:
             return finished(turn.calls, turn.results(_timed_out(self._config), self._loop.time()), self._seen, now=now)
         cancelled = self._cancelled
         if turn is None:
@@ -396,25 +408,29 @@ class AgentRun:
         if tools is None:
             return ToolsListed(self._now())
         outcome = await self._within(left, _Stop.DEADLINE, tools.list_openai_tools)
-        if isinstance(outcome, _Stop):
+        if isinstance(outcome, _Stop) or self._stop is not None:
             return self._interrupted()
         backend = type(tools).__name__
         if isinstance(outcome, _Raised):
             return ToolsUnavailable(self._now(), backend, _told(outcome.error))
-        research = getattr(tools, "research_tools", None)
+        research = read_field(tools, "research_tools")
         return read_tools(outcome, now=self._now(), backend=backend, research=research)
 
     async def _ask(self, ask: AskModel, left: float) -> Event:
         run = self._run
         wait = ask.not_before - run.ledger.seconds
         if wait > 0:
-            if isinstance(await self._within(left, _Stop.DEADLINE, self._sleep, wait), _Stop):
+            began = self._loop.time()
+            slept = await self._within(left, _Stop.DEADLINE, self._sleep, wait)
+            left -= max(wait, self._loop.time() - began)
+            if isinstance(slept, _Stop) or self._stop is not None or left <= 0:
                 return self._interrupted(started=False)
-            left = max(0.0, left - wait)
         asked = request(run, ask, self._config, timeout_seconds=left)
         outcome = await self._within(left, _Stop.DEADLINE, self._client.complete, asked)
-        if isinstance(outcome, _Stop):
+        # An answer counts even if it comes after the time was up; an error that the stop brought about does not
+        if isinstance(outcome, _Stop) or self._cancelled or (self._stop and isinstance(outcome, _Raised)):
             return self._interrupted()
+        self._stop = None
         if isinstance(outcome, _Raised):
             return _model_failed(self._now(), outcome.error)
         return read_reply(
@@ -438,7 +454,7 @@ class AgentRun:
             stop = await self._run_one(turn, todo[0], left)
         else:
             stop = await self._within(left, _Stop.DEADLINE, self._call_all, turn, todo)
-        if isinstance(stop, _Stop):
+        if isinstance(stop, _Stop) or self._stop is not None:
             return self._interrupted()
         if isinstance(stop, _Raised):
             raise stop.error  # no tool's: they have their results
@@ -465,28 +481,29 @@ class AgentRun:
                 while waiting and len(running) < self._config.tool_concurrency:
                     number = waiting.popleft()
                     call = turn.start(number, clock())
-                    running[self._loop.create_task(_given(self._call_tool, call))] = number
+                    running[self._loop.create_task(self._call_one(turn, number, call))] = number
                 left = limit + min(turn.started[number] for number in running.values()) - clock()
                 done, _ = await asyncio.wait(running, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
                 late = {task for task, number in running.items() if clock() >= turn.started[number] + limit} - done
                 await _end(late)
+                for task in late:
+                    task.add_done_callback(_look_at)
                 for task in done | late:
                     number = running.pop(task)
-                    self._store_of(task, turn, number)
+                    if task.done() and not task.cancelled():
+                        task.result()  # its outcome is in its slot; but KeyboardInterrupt and our own bugs go on
                     if turn.slots[number] is None:
                         why = _timed_out(self._config) if task in late else _FOREIGN_CANCEL
                         turn.slots[number] = turn.without_result(number, why, clock())
         finally:
             await _end(running)
-            for task, number in running.items():
-                self._store_of(task, turn, number)
+            for task in running:
+                task.add_done_callback(_look_at)
 
-    def _store_of(self, task: "asyncio.Task[Any]", turn: _Turn, number: int) -> None:
-        if task.done() and not task.cancelled():
-            error = task.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            self._store(turn, number, task.result() if error is None else _Raised(error))
+    async def _call_one(self, turn: _Turn, number: int, call: dict[str, Any]) -> None:
+        outcome = await _outcome(self._call_tool, call)
+        if turn.slots[number] is None:  # else its time was over before
+            self._store(turn, number, outcome)
 
     def _store(self, turn: _Turn, number: int, outcome: object) -> None:
         if isinstance(outcome, _Raised):
@@ -507,13 +524,26 @@ def _timed_out(config: AgentConfig) -> str:
     return f"its time limit of {config.tool_timeout_seconds:g} s was over"
 
 
-async def _given(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what the function gives; it may be async or not."""
-    given = function(*arguments)
-    return await given if hasattr(given, "__await__") else given
+def _killed(hand: "asyncio.Task[None]") -> bool:
+    """Return whether *hand* was ended from outside, as by KeyboardInterrupt."""
+    return hand.done() and (hand.cancelled() or not isinstance(hand.exception(), Exception | None))
 
 
-async def _end(tasks: "Collection[asyncio.Task[None]]") -> None:
+def _look_at(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()  # nobody wants it any more; looked at, so that asyncio does not log it
+
+
+async def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the function gives, or a `_Raised`; it may be async or not."""
+    try:
+        given = function(*arguments)
+        return await given if hasattr(given, "__await__") else given
+    except Exception as error:  # noqa: BLE001 # user-supplied code, as in `_within`: it may raise anything
+        return _Raised(error)
+
+
+async def _end(tasks: "Collection[asyncio.Task[Any]]") -> None:
     """Cancel *tasks* and wait a moment for them; who ignores that is left behind."""
     for task in tasks:
         task.cancel()
@@ -521,14 +551,22 @@ async def _end(tasks: "Collection[asyncio.Task[None]]") -> None:
         await asyncio.wait(tasks, timeout=GRACE_SECONDS / 2)
 
 
+async def _bounded(closing: Coroutine[Any, Any, object]) -> None:
+    """Await what closes something, for a moment."""
+    task = asyncio.ensure_future(closing)
+    task.add_done_callback(_look_at)
+    await asyncio.wait({task}, timeout=GRACE_SECONDS)
+    await _end([task])
+
+
 _OUR_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
 
 
 def _model_failed(now: float, error: Exception) -> ModelFailed:
     if isinstance(error, ModelError):
-        after = error.retry_after
+        after = read_field(error, "retry_after")
         known = isinstance(after, int | float) and 0 < after <= sys.float_info.max  # false of NaN, too
-        return ModelFailed(now, error.retryable is True, _words(error), after if known else None)
+        return ModelFailed(now, read_field(error, "retryable") is True, _words(error), after if known else None)
     return ModelFailed(now, not isinstance(error, _OUR_BUGS), _told(error))
 
 
@@ -680,5 +718,5 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     `asyncio.run` would wait for ever for a task that ignores cancellation.
     """
     loop.run_until_complete(_end(asyncio.all_tasks(loop)))
-    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(_bounded(loop.shutdown_asyncgens()))
     loop.close()

@@ -37,6 +37,7 @@ __all__ = [
     "finished",
     "interrupted",
     "looks_like_research",
+    "read_field",
     "read_outcome",
     "read_reply",
     "read_tools",
@@ -110,10 +111,11 @@ def _fields(thing: object, names: Sequence[str]) -> Mapping[str, Any]:
     """Return the fields of *thing*, a mapping or an object, that have one of *names*."""
     if type(thing) is dict:  # the usual case; asking for a Mapping takes ten times as long
         return thing
-    return {} if thing is None else {name: _field(thing, name) for name in names}
+    return {} if thing is None else {name: read_field(thing, name) for name in names}
 
 
-def _field(thing: object, name: str) -> Any:
+def read_field(thing: object, name: str) -> Any:
+    """Return a field of a foreign mapping or object; None if it has none, or raises."""
     try:
         return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
     except Exception:  # noqa: BLE001 # a foreign object's property may raise anything; then it has no such field
@@ -247,7 +249,7 @@ def _text_of_part(part: object) -> str:
     if isinstance(part, str):
         return _clean(part)
     for key in ("text", "refusal"):
-        text = part.get(key) if isinstance(part, dict) else _field(part, key)
+        text = part.get(key) if isinstance(part, dict) else read_field(part, key)
         if isinstance(text, str):
             return _clean(text)
     return ""
