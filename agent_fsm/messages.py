@@ -74,6 +74,9 @@ _IMAGE_PARTS = ("image_url", "image", "input_image")
 
 def message_size(message: Mapping[str, Any]) -> int:
     """Return an upper bound of the tokens that *message* adds to a request."""
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):
+        return FRAME_TOKENS + text_size(content)
     size = FRAME_TOKENS * (1 + len(message.get("tool_calls") or ()))
     for key, value in message.items():
         if key != "role":
@@ -190,6 +193,8 @@ def _checked(which: str, message: object) -> Message:
         shown = cut(repr(message), 200) if isinstance(message, Mapping) else type(message).__name__
         raise MessagesError(f"{which} is no mapping with a role of {', '.join(_ROLES)}: {shown}")
     copy = _sendable(which, message)
+    if len(copy) == 2 and isinstance(copy.get("content"), str) and copy["content"].strip() and copy["role"] != "tool":
+        return copy  # the usual case
     role, content, calls = copy["role"], copy.get("content"), copy.get("tool_calls")
     if calls is not None and (role != "assistant" or not isinstance(calls, list) or not calls):
         raise MessagesError(f"{which} has tool_calls that are no list of calls by the assistant; leave them out")

@@ -414,14 +414,29 @@ def read_tools(
     if not isinstance(listed, list | tuple):
         return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
     tools: dict[str, Mapping[str, Any]] = {}
+    size = 0
     for each in listed:
-        tool = (_plain(each) if isinstance(each, Mapping) else None) or {}
-        name = _fields(tool.get("function"), ()).get("name")
-        if isinstance(name, str) and LEGAL_NAME.match(name) and name not in tools:
-            tools[name] = {"type": "function", **tool}
+        name = _fields(_fields(each, ("function",)).get("function"), ("name",)).get("name")
+        if isinstance(name, str) and LEGAL_NAME.match(name) and name not in tools and (length := _json_size(each)):
+            tools[name] = each if each.get("type") == "function" else {**each, "type": "function"}
+            size += length + FRAME_TOKENS
     named = research if isinstance(research, list | tuple | set | frozenset | Mapping) else None
     looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
-    return ToolsListed(now, tuple(tools.values()), looks_up, sum(map(value_size, tools.values())))
+    return ToolsListed(now, tuple(tools.values()), looks_up, size)
+
+
+_encode = json.JSONEncoder(allow_nan=False).encode  # built once, like a decoder
+
+
+def _json_size(value: object) -> int:
+    """Return an upper bound of the tokens in a mapping that is to be sent; 0 if it can't be."""
+    try:
+        text = _encode(value)
+        if "\\ud" in text:  # perhaps half a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return 0
+    return len(text) if text.startswith("{") else 0
 
 
 _RESULT = ("ok", "rc", "error", "stdout", "stderr")
@@ -440,17 +455,17 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
         ok, rc = outcome.ok is True, _exit_code(outcome.rc)
         told = {} if ok else _told(text)
     else:
-        text = _text_of(outcome)
-        told = _told(outcome if isinstance(outcome, Mapping) else text) if isinstance(outcome, str | Mapping) else {}
-        ok, rc = _verdict(told)
+        text = _clean(outcome) if isinstance(outcome, str) else _text_of(outcome)
+        told = _told(outcome)
+        ok, rc = _verdict(told) if told else (True, None)
     shown = cut(text, chars) if text.strip() else "(no output)"
     return ToolResult(shown, ok, rc, seconds, call.id, call.name, observation="" if ok else _observation(told))
 
 
-def _told(outcome: str | Mapping[str, Any]) -> Mapping[str, Any]:
+def _told(outcome: object) -> Mapping[str, Any]:
     """Return the fields in which a tool tells what became of a call; none if it tells it in prose."""
-    if isinstance(outcome, Mapping):
-        return _fields(outcome, _RESULT)
+    if not isinstance(outcome, str):
+        return _fields(outcome, _RESULT) if isinstance(outcome, Mapping) else {}
     if not outcome.lstrip().startswith("{"):
         return {}
     try:
