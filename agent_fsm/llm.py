@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from copy import deepcopy
@@ -150,19 +150,13 @@ class LiteLLMClient:
     async def _send(self, litellm: Any, request: ModelRequest) -> Any:
         if self._router is None:
             self._litellm, self._router = litellm, self._new_router(litellm)
-        offered: dict[str, Any] = {}
-        if request.tools:
-            # a copy: LiteLLM's Gemini code strips schemas in place
-            offered = {"tools": [deepcopy(dict(tool)) for tool in request.tools]}
-            if request.tool_choice is not None:
-                offered["tool_choice"] = request.tool_choice
         with _as_owner(self._owner), _without_logging(litellm):
             return await self._router.acompletion(
                 model=request.model,
                 messages=request.messages,
                 # constant: LiteLLM opens a new client, hence a new connection, for each new value
                 timeout=self._timeout_s,
-                **offered,
+                **_offered(request),
                 **_ceilings(self._config.completion_kwargs, request.max_tokens),
             )
 
@@ -232,6 +226,30 @@ def _ceilings(completion_kwargs: Mapping[str, Any], max_tokens: int) -> dict[str
 
 _loading: Future[Any] | None = None
 _loading_lock = threading.Lock()
+
+
+def _offered(request: ModelRequest) -> dict[str, Any]:
+    tools: Sequence[Mapping[str, Any]] = request.tools
+    if not tools and any(message["role"] == "tool" for message in request.messages):
+        tools = (_PLACEHOLDER,)
+    if not tools:
+        return {}
+    # a copy: LiteLLM's Gemini code strips schemas in place
+    offered: dict[str, Any] = {"tools": [deepcopy(dict(tool)) for tool in tools]}
+    if request.tools and request.tool_choice is not None:
+        offered["tool_choice"] = request.tool_choice
+    return offered
+
+
+# Some providers take a conversation with calls in it only if tools are offered; a call of this is answered "not run"
+_PLACEHOLDER: Final = {
+    "type": "function",
+    "function": {
+        "name": "no_tool",
+        "description": "There are no tools any more: do not call this.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 
 
 async def _litellm() -> Any:

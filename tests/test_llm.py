@@ -513,6 +513,21 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def test_calls_in_the_conversation_without_tools_go_with_a_placeholder_that_providers_insist_on() -> None:
+    called = {"id": "a", "type": "function", "function": {"name": "gone", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "a", "content": "x"},
+    ]
+
+    with OpenAIServer(["done"]) as server:
+        ask(at(server), messages=messages)
+
+    assert [tool["function"]["name"] for tool in server.requests[0].body["tools"]] == ["no_tool"]
+    assert "tool_choice" not in server.requests[0].body
+
+
 def test_litellm_is_not_imported_before_the_first_request() -> None:
     done = python(
         "import sys, agent_fsm.llm as llm\n"
