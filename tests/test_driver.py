@@ -227,7 +227,8 @@ def test_a_tool_need_not_be_async_and_may_return_any_form() -> None:
 
     model = ScriptedModel([call("text", "fields", "result", "none"), "done"])
 
-    result = run_agent(TASK, Plain(), quick(), model_client=model)
+    plain: Any = Plain()
+    result = run_agent(TASK, plain, quick(), model_client=model)
 
     assert texts(result) == ["a", '{"ok": false, "error": "b"}', "c", "(no output)"]
     assert State.REPAIR in result.path

@@ -792,7 +792,7 @@ def test_calls_that_a_policy_does_not_let_be_run_are_answered() -> None:
     first = next(number for number, row in enumerate(TABLE) if row.target is CALL_TOOLS)
     policy = (*TABLE[:first], *TABLE[first + 1 :])  # nothing leads to CallTools any more
 
-    run = reduce(step, [WORK, CALLS], start(TASK, AgentConfig(), policy))
+    run = step(step(start(TASK, AgentConfig(), policy), WORK), CALLS)
 
     assert run.transcript.messages()[2]["content"] == "not run: the policy of this run did not allow it"
     assert run.state is PLAN

@@ -22,7 +22,7 @@ from typing import Any
 
 from agent_fsm import AgentConfig, AgentRun
 from agent_fsm.machine import request, start, step
-from agent_fsm.protocol import PLAN, AskModel
+from agent_fsm.protocol import PLAN, AskModel, ModelReplied, ToolsFinished
 from agent_fsm.reading import finished, read_outcome, read_reply
 
 TOOLS = [
@@ -171,7 +171,10 @@ def shares() -> dict[str, float]:
     planning = functools.reduce(step, events[:-3], start(TASK, settings))
     calling = step(planning, events[-3])
     reply = asyncio.run(Model(20).complete(None))
-    call, results = events[-3].calls[0], events[-2].results
+    asked, ended = events[-3], events[-2]
+    assert isinstance(asked, ModelReplied)
+    assert isinstance(ended, ToolsFinished)
+    call, results = asked.calls[0], ended.results
     return {
         "ends: rows taken, ledger kept, worst cases reckoned (2 steps)": best(lambda: step(planning, events[-3]))
         + best(lambda: step(calling, events[-2])),
