@@ -249,7 +249,7 @@ def _text_of_part(part: object) -> str:
     if isinstance(part, str):
         return _clean(part)
     for key in ("text", "refusal"):
-        text = part.get(key) if isinstance(part, dict) else read_field(part, key)
+        text = part.get(key) if type(part) is dict else read_field(part, key)
         if isinstance(text, str):
             return _clean(text)
     return ""

@@ -1,15 +1,26 @@
 """Whatever a model or a tool sends becomes something that can be gone on from: read through whole runs."""
 
 import json
+from collections.abc import Iterator
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
 from agent_fsm import AgentConfig, AgentResult, State, StopReason, ToolResult, run_agent
-from agent_fsm.protocol import Message, ModelReplied, Said, ToolsFinished
-from agent_fsm.reading import looks_like_research, sounds_unsure
+from agent_fsm.protocol import (
+    Message,
+    ModelFailed,
+    ModelReplied,
+    Said,
+    ToolCall,
+    ToolsFinished,
+    ToolsListed,
+    ToolsUnavailable,
+)
+from agent_fsm.reading import looks_like_research, read_outcome, read_reply, read_tools, sounds_unsure
 from agent_fsm.testing import ScriptedModel, ScriptedTools, anthropic_faults, openai_faults, request_faults
+from agent_fsm.testing.strategies import SourMapping
 
 TASK = [{"role": "user", "content": "What is 2 + 2?"}]
 Kind = TypeVar("Kind")
@@ -546,3 +557,85 @@ def test_tools_that_look_things_up_are_known_by_their_names(name: str) -> None:
 )
 def test_other_tools_are_not(name: str) -> None:
     assert not looks_like_research(name)
+
+
+# Every place of a reply, a result or a listing, filled with junk
+
+JUNK: list[Any] = [
+    *(None, True, -1, 10**400, float("nan"), "", "\ud800", b"\xff", object(), Sour()),
+    *([], [None], [Sour()], {}, {1: 2}, SourMapping(), SourMapping({"type": "text", "text": "t"})),
+    *([SourMapping({"function": {"name": "f"}})], [[[]]], {"type": "image"}),
+]
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def with_junk(value: Any, path: tuple[Any, ...], junk: object) -> Any:
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = with_junk(copy[path[0]], path[1:], junk)
+    return copy
+
+
+FULL_REPLY: dict[str, Any] = {
+    "choices": [
+        {
+            "message": {
+                "content": [{"type": "text", "text": "x"}],
+                "refusal": None,
+                "thinking_blocks": [{"type": "thinking", "thinking": "hm"}],
+                "reasoning_content": "hm",
+                "function_call": None,
+                "tool_calls": [
+                    {
+                        "id": "a",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": "{}"},
+                        "provider_specific_fields": {"signature": "s"},
+                    }
+                ],
+            },
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+    "model": "m",
+    "cost_usd": 0.1,
+    "error": None,
+}
+FULL_TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("path", list(places(FULL_REPLY)), ids=str)
+def test_junk_anywhere_in_a_reply_is_read(path: tuple[Any, ...]) -> None:
+    for junk in JUNK:
+        event = read_reply(with_junk(FULL_REPLY, path, junk), now=0.0, offered=("f",), max_calls=2)
+
+        assert isinstance(event, ModelReplied | ModelFailed)
+        json.dumps(event.message if isinstance(event, ModelReplied) else None, allow_nan=False)
+
+
+@pytest.mark.parametrize("path", list(places(FULL_TOOLS)), ids=str)
+def test_junk_anywhere_in_a_list_of_tools_is_read(path: tuple[Any, ...]) -> None:
+    for junk in JUNK:
+        event = read_tools(with_junk(FULL_TOOLS, path, junk), now=0.0, backend="backend")
+
+        assert isinstance(event, ToolsListed | ToolsUnavailable)
+        json.dumps(event.tools if isinstance(event, ToolsListed) else None, allow_nan=False)
+
+
+@pytest.mark.parametrize("key", ["ok", "rc", "stdout", "stderr", "error", "text"])
+def test_junk_anywhere_in_a_result_is_read(key: str) -> None:
+    call = ToolCall("a", "f", "{}")
+    for junk in JUNK:
+        for outcome in (junk, {"ok": False, key: junk}, ToolResult(junk, ok=junk, rc=junk, seconds=junk)):
+            result = read_outcome(call, outcome, seconds=0.1, chars=1_000)
+
+            assert result.text
+            result.text.encode()
