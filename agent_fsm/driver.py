@@ -336,7 +336,7 @@ class AgentRun:
                 outcome = await outcome
         except asyncio.CancelledError:
             outcome = self._why_cancelled(hand) if hand is self._hand else None
-        except Exception as error:  # noqa: BLE001 # the one place around user-supplied code: it may raise anything
+        except Exception as error:  # noqa: BLE001 # user-supplied code may raise anything
             outcome = _Raised(error)
         if hand is not self._hand:
             raise _AbandonedError
@@ -539,7 +539,7 @@ async def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         given = function(*arguments)
         return await given if hasattr(given, "__await__") else given
-    except Exception as error:  # noqa: BLE001 # user-supplied code, as in `_within`: it may raise anything
+    except Exception as error:  # noqa: BLE001 # the same for calls side by side, which `_within` does not see
         return _Raised(error)
 
 

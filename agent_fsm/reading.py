@@ -6,7 +6,7 @@ Text is looked at here, once. Past this module nobody reads what a model wrote.
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent_fsm.messages import (
@@ -172,14 +172,24 @@ def _entering(message: Mapping[str, Any], text: str, calls: Sequence[ToolCall]) 
 
 def _plain(value: object) -> Any:
     """Return *value*, which is to be sent back as it came, as plain JSON values; None if it can't be sent."""
+    text = _dumped(value)
+    if text is None:
+        return None
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
         plain = json.loads(text)
         value_size(plain)  # it is taken later, when a nesting too deep would be an exception
-    except Exception:  # noqa: BLE001 # not JSON, circular, too deep; and a foreign object may raise anything
+    except (ValueError, RecursionError):  # a lone surrogate is a ValueError, too
         return None
     return plain
+
+
+def _dumped(value: object, *, allow_nan: bool = False, default: Callable[[object], str] | None = None) -> str | None:
+    """Return a foreign value as JSON; None if it is none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=allow_nan, default=default)
+    except Exception:  # noqa: BLE001 # circular, too deep, keys of other types; and a foreign mapping may raise anything
+        return None
 
 
 def _refusal_of(message: Mapping[str, Any]) -> str:
@@ -256,10 +266,8 @@ def _text_of_part(part: object) -> str:
 
 
 def _as_json(value: object) -> str:
-    try:
-        return _clean(json.dumps(value, ensure_ascii=False, default=_named))
-    except Exception:  # noqa: BLE001 # circular, keys of other types, too deep; a foreign mapping may raise anything
-        return _named(value)
+    text = _dumped(value, allow_nan=True, default=_named)
+    return _named(value) if text is None else _clean(text)
 
 
 def _named(value: object) -> str:
@@ -375,10 +383,8 @@ def _arguments(wrote: object) -> str | None:
         return "{}"
     if not isinstance(wrote, Mapping):
         return None
-    try:
-        return _clean(json.dumps(wrote, ensure_ascii=False, allow_nan=False))
-    except Exception:  # noqa: BLE001 # not JSON, circular, too deep; and a foreign mapping may raise anything
-        return None
+    text = _dumped(wrote)
+    return None if text is None else _clean(text)
 
 
 # Perhaps half a surrogate pair, in ASCII: the text can be sent on, but not what it stands for

@@ -207,7 +207,7 @@ def test_what_a_models_own_task_group_leaves_behind_does_not_cancel_the_run() ->
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
 def test_a_run_ends_in_a_loop_with_eager_tasks() -> None:
     async def main() -> AgentResult:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore] # 3.12
         model = ScriptedModel([lambda request: asyncio.sleep(0, call("fine", "fine")), "done"])
         tools = ScriptedTools({"fine": lambda: asyncio.sleep(0, "fine")})
         return await arun_agent(TASK, tools, quick(), model_client=model)
