@@ -29,10 +29,15 @@ from agent_fsm.protocol import (
     Usage,
 )
 
+# What policies are written with, but for `ledger` and `limits`: agent_fsm.ledger is a module. All of it is in
+# agent_fsm.table.
+from agent_fsm.table import TABLE, Row, Table, add, counter, observe, opaque, put, reset
+
 if TYPE_CHECKING:
     from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
 __all__ = [
+    "TABLE",
     "AgentConfig",
     "AgentFsmError",
     "AgentResult",
@@ -47,14 +52,22 @@ __all__ = [
     "ModelRequest",
     "NoRowError",
     "Prices",
+    "Row",
     "RunningLoopError",
     "State",
     "StopReason",
+    "Table",
     "TableError",
     "ToolInvoker",
     "ToolResult",
     "Usage",
+    "add",
     "arun_agent",
+    "counter",
+    "observe",
+    "opaque",
+    "put",
+    "reset",
     "run_agent",
 ]
 

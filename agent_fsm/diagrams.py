@@ -12,6 +12,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -19,7 +20,7 @@ from agent_fsm.errors import AgentFsmError
 from agent_fsm.guards import ALWAYS
 from agent_fsm.protocol import Event, State, ToolsFinished
 from agent_fsm.rules import rules_of
-from agent_fsm.table import TABLE, Row, Table
+from agent_fsm.table import TABLE, Row
 
 __all__ = ["DiagramError", "dot", "drawn_from", "mermaid", "svg"]
 
@@ -58,7 +59,7 @@ _START = "#6b7280"
 """Seen on white as well as on black."""
 
 
-def _kinds(table: Table) -> dict[State, _Kind]:
+def _kinds(table: Sequence[Row]) -> dict[State, _Kind]:
     """The states of *table*, in the order in which it names them, and what their rows make of them."""
     kinds: dict[State, _Kind] = {}
     for row in table:
@@ -83,7 +84,7 @@ class _Arrow:
     """A line for each row and event."""
 
 
-def _arrows(table: Table) -> list[_Arrow]:
+def _arrows(table: Sequence[Row]) -> list[_Arrow]:
     cards: dict[tuple[tuple[State, ...], State], list[str]] = {}
     chosen = 0
     for row in table:
@@ -97,7 +98,7 @@ def _arrows(table: Table) -> list[_Arrow]:
     return [_Arrow(sources, target, tuple(card)) for (sources, target), card in cards.items()]
 
 
-def _condition(row: Row, event: type[Event], table: Table) -> str:
+def _condition(row: Row, event: type[Event], table: Sequence[Row]) -> str:
     if row.guard is not ALWAYS:
         return f", {row.label}"
     alone = not any(
@@ -106,7 +107,7 @@ def _condition(row: Row, event: type[Event], table: Table) -> str:
     return "" if alone else ", otherwise"
 
 
-def _start(table: Table) -> State:
+def _start(table: Sequence[Row]) -> State:
     """The state in which a run begins; the machine knows it, and refuses a table that can't be run."""
     return State(str(rules_of(table).machine.initial))
 
@@ -114,7 +115,7 @@ def _start(table: Table) -> State:
 # Mermaid
 
 
-def mermaid(table: Table = TABLE) -> str:
+def mermaid(table: Sequence[Row] = TABLE) -> str:
     """Return *table* as a Mermaid flowchart, which GitHub draws in a fenced block of language `mermaid`.
 
     Raises:
@@ -150,7 +151,7 @@ def _entities(text: str) -> str:
 # DOT
 
 
-def dot(table: Table = TABLE) -> str:
+def dot(table: Sequence[Row] = TABLE) -> str:
     """Return *table* as a graph in DOT, the language of Graphviz.
 
     Raises:
@@ -192,7 +193,7 @@ def _quoted(text: str, newline: str) -> str:
 _MARK = "drawn from DOT with SHA-256 "
 
 
-def svg(table: Table = TABLE) -> str:
+def svg(table: Sequence[Row] = TABLE) -> str:
     """Return *table* as an SVG image, drawn by Graphviz: `dot` if it is on the PATH, else the extra `diagram`.
 
     Raises:

@@ -44,7 +44,7 @@ from agent_fsm.protocol import (
 )
 from agent_fsm.reading import finished, interrupted, read_field, read_outcome, read_reply, read_tools
 from agent_fsm.stagnation import Pair
-from agent_fsm.table import TABLE, Table
+from agent_fsm.table import TABLE, Row
 
 __all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "close_loop", "run_agent"]
 
@@ -136,7 +136,7 @@ class AgentRun:
         model_client: ModelClient | None = None,
         on_event: OnEvent | None = None,
         clock: Clock | None = None,
-        table: Table = TABLE,
+        table: Sequence[Row] = TABLE,
         log: bool = False,
     ) -> None:
         config = AgentConfig() if config is None else config
@@ -658,7 +658,7 @@ class RunOptions(TypedDict, total=False):
     model_client: ModelClient | None
     on_event: OnEvent | None
     clock: Clock | None
-    table: Table
+    table: Sequence[Row]
     log: bool
 
 

@@ -2,12 +2,15 @@
 
 A guard is a value. `ledger.failures >= limits.max_consecutive_failures` compares a counter with a limit,
 `ledger.said.is_(Said.CALLS)` reads a flag, and `&`, `|`, `~` combine guards. Declared like this, a guard can be drawn,
-compiled and searched for its thresholds; `opaque` makes one of a function, which can only be called.
+compiled and searched for its thresholds; `opaque` makes one of a function, which can only be called. Besides the
+ledger's fields a guard may compare counters of its table's own, `counter("searches")`, and how often a tool was called,
+`ledger.calls_of("exec_shell")`.
 
 A comparison with an absent limit (None) is false.
 """
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
@@ -28,6 +31,7 @@ __all__ = [
     "Not",
     "Number",
     "Opaque",
+    "counter",
     "ledger",
     "limits",
     "opaque",
@@ -39,6 +43,11 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+
+_COUNTED = ("counters", "calls")
+"""Fields of the ledger that hold counts by name; a count that is missing is 0."""
+_LEDGER_FIELDS = frozenset(each.name for each in fields(Ledger))
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Guard:
@@ -99,7 +108,7 @@ class Number:
     """A number that a guard compares: a counter of the ledger or a limit."""
 
     owner: str
-    """`ledger` or `limits`."""
+    """`ledger`, `limits`, `counters` (the table's own) or `calls` (started, by the tool's name)."""
     attribute: str
     absent: bool
     """Whether it can be None."""
@@ -107,8 +116,22 @@ class Number:
     def __str__(self) -> str:
         return f"{self.owner}.{self.attribute}"
 
+    @property
+    def title(self) -> str:
+        """What names of guards call the number."""
+        return f"calls of {self.attribute}" if self.owner == "calls" else self.attribute
+
+    @property
+    def code(self) -> str:
+        """A Python expression over `ledger` and `limits`."""
+        if self.owner in _COUNTED:
+            return f"ledger.{self.owner}.get({self.attribute!r}, 0)"
+        return f"{self.owner}.{self.attribute}"
+
     def read(self, ledger: Ledger) -> Any:
         """The number's value now; None if it is absent."""
+        if self.owner in _COUNTED:
+            return getattr(ledger, self.owner).get(self.attribute, 0)
         return getattr(ledger if self.owner == "ledger" else ledger.limits, self.attribute)
 
     def __ge__(self, other: Any) -> Guard:
@@ -124,7 +147,13 @@ class Number:
         return Compare(self, "<", other)
 
     def is_(self, value: Any) -> Guard:
-        """True when the field is exactly *value*: a member of an enum, a bool or None."""
+        """True when the field is exactly *value*: a member of an enum, a bool or None.
+
+        Raises:
+            TableError: it is a count; two equal numbers need not be the same object.
+        """
+        if self.owner in _COUNTED:
+            raise TableError(f"{self.title} is a count, to be compared with >=, >, <= or <, not with is_({value!r})")
         return Is(self, value)
 
 
@@ -139,8 +168,8 @@ class Compare(Guard):
 
     @property
     def name(self) -> str:  # type: ignore[override] # derived from the fields, so that it can't disagree with them
-        right = self.right.attribute if isinstance(self.right, Number) else self.right
-        return f"{self.left.attribute} {self.sign} {right}"
+        right = self.right.title if isinstance(self.right, Number) else self.right
+        return f"{self.left.title} {self.sign} {right}"
 
     def __call__(self, ledger: Ledger, /) -> bool:
         left = self.left.read(ledger)
@@ -149,12 +178,13 @@ class Compare(Guard):
 
     def code(self, bound: dict[str, Any]) -> str:
         absent = [each for each in (self.left, self.right) if isinstance(each, Number) and each.absent]
-        tests = [f"{each} is not None" for each in absent]
-        right = str(self.right)
-        if not isinstance(self.right, Number):
+        tests = [f"{each.code} is not None" for each in absent]
+        if isinstance(self.right, Number):
+            right = self.right.code
+        else:
             right = f"number_{len(bound)}"  # bound, as inf and nan have no literal
             bound[right] = self.right
-        return "(" + " and ".join([*tests, f"{self.left} {self.sign} {right}"]) + ")"
+        return "(" + " and ".join([*tests, f"{self.left.code} {self.sign} {right}"]) + ")"
 
 
 @frozen
@@ -177,10 +207,10 @@ class Is(Guard):
 
     def code(self, bound: dict[str, Any]) -> str:
         if self.value is None or isinstance(self.value, bool):
-            return f"({self.left} is {self.value})"
+            return f"({self.left.code} is {self.value})"
         key = f"value_{len(bound)}"
         bound[key] = self.value
-        return f"({self.left} is {key})"
+        return f"({self.left.code} is {key})"
 
 
 @frozen
@@ -286,12 +316,27 @@ def opaque(question: Callable[[Ledger], bool]) -> Guard:
     return Opaque(question, getattr(question, "__name__", repr(question)))
 
 
+def counter(name: str) -> Number:
+    """Return a counter of the table's own. It begins at 0; rows change it: `add(counter("searches"))`.
+
+    Raises:
+        TableError: *name* is no identifier, or the ledger has a field of that name.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TableError(f"a counter's name is an identifier, such as searches; {name!r} is none")
+    if name in _LEDGER_FIELDS:
+        raise TableError(f"the ledger has a field {name!r} already: write ledger.{name}, or choose another name")
+    return Number("counters", name, absent=False)
+
+
 class _Fields:
     """The fields of a class, as numbers to compare: `ledger.failures`."""
 
     def __init__(self, owner: str, cls: type) -> None:
         self._owner = owner
-        self._absent = {each.name: "None" in str(each.type) for each in fields(cls)}
+        self._absent = {
+            each.name: "None" in str(each.type) for each in fields(cls) if each.name not in ("limits", *_COUNTED)
+        }
 
     def __getattr__(self, attribute: str) -> Number:
         if attribute not in self._absent:
@@ -299,7 +344,19 @@ class _Fields:
         return Number(self._owner, attribute, self._absent[attribute])
 
 
-ledger: Any = _Fields("ledger", Ledger)
+class _LedgerFields(_Fields):
+    def calls_of(self, tool: str) -> Number:
+        """Return how many calls of *tool* were started.
+
+        Raises:
+            TableError: no tool can be called that.
+        """
+        if not isinstance(tool, str) or not _TOOL_NAME.fullmatch(tool):
+            raise TableError(f"a tool's name is 1 to 64 of [A-Za-z0-9_-]; {tool!r} is none")
+        return Number("calls", tool, absent=False)
+
+
+ledger: Any = _LedgerFields("ledger", Ledger)
 """The ledger's fields, to write guards with."""
 limits: Any = _Fields("limits", Limits)
 """The limits, to write guards with."""

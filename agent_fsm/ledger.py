@@ -1,6 +1,7 @@
 """The ledger: all that a guard sees. Counts, flags and what the last event amounted to; no text and no digests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from attrs import define, fields
@@ -11,6 +12,8 @@ from agent_fsm.protocol import PLAN, Ended, Said, State, StopReason
 __all__ = ["Ledger", "clone", "cloner"]
 
 T = TypeVar("T")
+
+_NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
 @define
@@ -66,6 +69,11 @@ class Ledger:
     closing_tokens_needed: int = 0
     """`tokens` if the closing request took its worst case."""
     closing_cost_needed_usd: float = 0.0
+    counters: Mapping[str, int] = _NO_COUNTS
+    """Counters that a table's rows declare, by name; one that is missing is 0. Replaced, never written to: clones
+    share it."""
+    calls: Mapping[str, int] = _NO_COUNTS
+    """Calls that were started, by the tool's name, of the tools that a guard of the table reads. Like `counters`."""
 
 
 def cloner(cls: type[T]) -> Callable[[T], T]:

@@ -43,13 +43,14 @@ from agent_fsm.protocol import (
     Said,
     State,
     StopReason,
+    ToolCall,
     ToolResult,
     ToolsFinished,
     ToolsListed,
     ToolsUnavailable,
 )
 from agent_fsm.rules import Rules, Take, rules_of
-from agent_fsm.table import DECIDED, TABLE, Row, Table
+from agent_fsm.table import DECIDED, TABLE, Row
 from agent_fsm.transcript import Transcript, begin
 
 __all__ = ["Run", "next_effect", "request", "start", "step"]
@@ -92,7 +93,7 @@ class Run:
 _clone_run = cloner(Run)
 
 
-def start(messages: Sequence[Mapping[str, Any]], config: AgentConfig, table: Table = TABLE) -> Run:
+def start(messages: Sequence[Mapping[str, Any]], config: AgentConfig, table: Sequence[Row] = TABLE) -> Run:
     """Return the run at its beginning.
 
     Raises:
@@ -314,8 +315,19 @@ def _answer_calls(run: Run, results: tuple[ToolResult, ...], size: int) -> None:
     if reply is None or reply.message is None:
         return
     run.ledger.tool_calls += sum([result.ran for result in results])
+    if run.rules.counted_tools:
+        _count_by_tool(run, reply.calls, results)
     run.pending = None
     _append(run, reply.message, results, reply.size + size)
+
+
+def _count_by_tool(run: Run, calls: tuple[ToolCall, ...], results: tuple[ToolResult, ...]) -> None:
+    counts = dict(run.ledger.calls)
+    for call, result in zip(calls, results, strict=True):
+        name = result.name or call.name
+        if result.ran and name in run.rules.counted_tools:
+            counts[name] = counts.get(name, 0) + 1
+    run.ledger.calls = counts
 
 
 def _leave_calls(run: Run, reply: ModelReplied) -> None:

@@ -5,14 +5,14 @@ generated function for each state and event, because stock dispatch takes some 2
 machine with anything that it does not understand. This is the only module that imports `transitions`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from attrs import fields, frozen
 from transitions import Machine, Transition
 
 from agent_fsm.errors import TableError
-from agent_fsm.guards import ALWAYS, Guard
+from agent_fsm.guards import ALWAYS, Compare, Guard, Is, Number, counter
 from agent_fsm.ledger import Ledger
 from agent_fsm.protocol import (
     CALL_TOOLS,
@@ -29,7 +29,7 @@ from agent_fsm.protocol import (
     ToolsListed,
     ToolsUnavailable,
 )
-from agent_fsm.table import DECIDED, TABLE, Row, Table, Update
+from agent_fsm.table import DECIDED, TABLE, Row, Update
 
 __all__ = ["OBSERVED", "RowTransition", "Rules", "build_machine", "compile_machine", "rules_of", "trigger_of"]
 
@@ -57,7 +57,7 @@ def trigger_of(event: type[Event] | None) -> str:
     return OBSERVED if event is None else event.__name__
 
 
-def build_machine(table: Table) -> Machine:
+def build_machine(table: Sequence[Row]) -> Machine:
     """Return the stock `transitions` machine of *table*.
 
     Raises:
@@ -80,7 +80,7 @@ def build_machine(table: Table) -> Machine:
     return machine
 
 
-def _check(table: Table) -> None:
+def _check(table: Sequence[Row]) -> None:
     blocks: dict[tuple[State, str], list[int]] = {}
     for number, row in enumerate(table):
         where = f"row {number} ({row.label})"
@@ -108,16 +108,38 @@ def _check(table: Table) -> None:
             )
 
 
-_FIELDS = {each.name: each.type for each in fields(Ledger) if each.name != "limits"}
-_COUNTERS = frozenset(name for name, kind in _FIELDS.items() if kind in (int, float))
+_COUNTERS = ("iterations", "attempts", "failures", "hops", "nudges", "stale", "repeats", "turns", "summaries")
+"""The counters of the ledger that rows may write. All else in it is measured, but for `ending`."""
+_FIELDS = frozenset(each.name for each in fields(Ledger))
 
 
 def _check_updates(where: str, updates: Sequence[Update]) -> None:
     for update in updates:
-        known = {"add": _COUNTERS, "put": _FIELDS.keys()}.get(update.verb, ())
-        if update.counter not in known:
-            names = ", ".join(sorted(known)) or "nothing: the verbs are add and put"
-            raise TableError(f"{where}: can't {update.verb} {update.counter!r}; it could be {names}")
+        doing = f"{where}: can't {update.verb} {update.counter!r}"
+        if update.verb not in ("add", "put"):
+            raise TableError(f"{doing}; the verbs are add and put")
+        if update.own:
+            counter(update.counter)
+        elif update.counter not in (*_COUNTERS, "ending"):
+            why = "it is measured, not counted by rows" if update.counter in _FIELDS else "the ledger has no such field"
+            raise TableError(
+                f"{doing}: {why}; a row may write {', '.join(_COUNTERS)}, ending, and counters of its own:"
+                ' counter("searches")'
+            )
+        _check_value(doing, update)
+
+
+def _check_value(doing: str, update: Update) -> None:
+    value = update.value
+    if update.counter == "ending" and not update.own:
+        if update.verb == "add" or not (value is None or isinstance(value, StopReason)):
+            raise TableError(f"{doing} {value!r}; a row may put a StopReason or None")
+    elif not isinstance(value, int) or isinstance(value, bool):
+        raise TableError(f"{doing} {value!r}; it counts in whole numbers")
+    elif update.verb == "add" and value == 0:
+        raise TableError(f"{doing} 0, which changes nothing")
+    elif update.verb == "put" and value < 0:
+        raise TableError(f"{doing} {value}; a counter is put to 0 or more")
 
 
 @frozen
@@ -127,6 +149,8 @@ class Rules:
     machine: Machine
     waiting: Mapping[State, Mapping[type[Event], Take]]
     observe: Take
+    counted_tools: frozenset[str] = frozenset()
+    """The tools whose calls a guard reads."""
 
 
 _EVENTS: tuple[type[Event], ...] = (
@@ -153,7 +177,33 @@ def compile_machine(machine: Machine) -> Rules:
     observe = _blocks(machine, None).get(OBSERVE)
     if observe is None:
         raise TableError("the table has no rows for Observe")
-    return Rules(machine, waiting, _compile("Observe", observe))
+    return Rules(machine, waiting, _compile("Observe", observe), _counted_tools(machine))
+
+
+def _counted_tools(machine: Machine) -> frozenset[str]:
+    transitions = [
+        each for event in machine.events.values() for block in event.transitions.values() for each in _rows(block)
+    ]
+    return frozenset(
+        number.attribute
+        for transition in transitions
+        for condition in transition.conditions
+        if isinstance(condition.func, Guard)
+        for number in _numbers(condition.func)
+        if number.owner == "calls"
+    )
+
+
+def _numbers(guard: Guard) -> Iterator[Number]:
+    """Yield the numbers that *guard* reads."""
+    for leaf in guard.leaves():
+        match leaf:
+            case Compare(left, _, right):
+                yield left
+                if isinstance(right, Number):
+                    yield right
+            case Is(left):
+                yield left
 
 
 def _refuse_strangers(machine: Machine) -> None:
@@ -211,21 +261,26 @@ def _compile(name: str, block: Sequence[RowTransition]) -> Take:
 def _assignment(update: Update, bound: dict[str, Any]) -> str:
     key = f"value_{len(bound)}"
     bound[key] = update.value
+    if update.own:
+        name = repr(update.counter)
+        before = f"ledger.counters.get({name}, 0) + " if update.verb == "add" else ""
+        return f"ledger.counters = {{**ledger.counters, {name}: {before}{key}}}"
     return f"ledger.{update.counter} {'+=' if update.verb == 'add' else '='} {key}"
 
 
-_RULES: dict[int, tuple[Table, Rules]] = {}  # by identity, as to hash a table would cost every run
+_RULES: dict[int, tuple[Sequence[Row], tuple[Row, ...], Rules]] = {}
+# by identity, as to hash a table would cost every run; with the rows it had then, as a list may have got others
 
 
-def rules_of(table: Table = TABLE) -> Rules:
+def rules_of(table: Sequence[Row] = TABLE) -> Rules:
     """Return the machine of *table* and its compiled form, built once as long as few tables are in use.
 
     Raises:
         TableError: the table can't be run; the message names the row.
     """
     known = _RULES.get(id(table))
-    if known is None or known[0] is not table:
+    if known is None or known[0] is not table or not (isinstance(table, tuple) or known[1] == tuple(table)):
         if len(_RULES) >= 64:  # tables made anew for each run must not pile up
             _RULES.clear()
-        known = _RULES[id(table)] = (table, compile_machine(build_machine(table)))
-    return known[1]
+        known = _RULES[id(table)] = (table, tuple(table), compile_machine(build_machine(table)))
+    return known[2]

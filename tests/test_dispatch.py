@@ -1,6 +1,6 @@
 """The machine is the definition: what runs is its compiled form, and the two take the same row, always."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ from agent_fsm.rules import (
     rules_of,
     trigger_of,
 )
-from agent_fsm.table import TABLE, Row, Table, Update, add, put
+from agent_fsm.table import TABLE, Row, Update, add, put
 
 EVENTS: tuple[type[Event], ...] = (
     ToolsListed,
@@ -66,6 +66,8 @@ VALUES: Mapping[str, st.SearchStrategy[Any]] = {
     "asking": st.sampled_from(State),
     "ending": st.none() | st.sampled_from(StopReason),
     "research_tools": st.booleans(),
+    "counters": st.dictionaries(st.sampled_from(["searches", "dear"]), few),
+    "calls": st.dictionaries(st.sampled_from(["exec_shell", "look"]), few),
     **dict.fromkeys(("tokens", "request_tokens", "tokens_needed", "closing_tokens_needed"), amounts),
     **dict.fromkeys(("cost_usd", "request_cost_usd", "cost_needed_usd", "closing_cost_needed_usd"), dollars),
 }
@@ -140,8 +142,14 @@ def updated(held: Ledger, updates: tuple[Update, ...]) -> Ledger:
     """Return *held* with *updates* made by hand."""
     new = clone(held)
     for update in updates:
-        old = getattr(new, update.counter)
-        setattr(new, update.counter, old + update.value if update.verb == "add" else update.value)
+        old = new.counters.get(update.counter, 0) if update.own else getattr(new, update.counter)
+        value: Any = update.value
+        if update.verb == "add":
+            value += old
+        if update.own:
+            new.counters = {**new.counters, update.counter: value}
+        else:
+            setattr(new, update.counter, value)
     return new
 
 
@@ -341,7 +349,7 @@ GOOD = (LAST, Row((PLAN,), (ToolsListed,), ALWAYS, OBSERVE))
         ((Row((OBSERVE,), (), ALWAYS, REPAIR),), r"Observed in Observe must end in .*always taken: \[0, 2\]"),
     ],
 )
-def test_a_table_that_can_not_be_run_is_refused_and_the_row_named(rows: Table, message: str) -> None:
+def test_a_table_that_can_not_be_run_is_refused_and_the_row_named(rows: Sequence[Row], message: str) -> None:
     build_machine(GOOD)
 
     with pytest.raises(TableError, match=message):
