@@ -11,15 +11,18 @@ A comparison with an absent limit (None) is false.
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from attrs import field, fields, frozen
 
 from agent_fsm.config import Limits
 from agent_fsm.errors import TableError
-from agent_fsm.ledger import Ledger
+from agent_fsm.ledger import Ledger, clone
+from agent_fsm.suspicion import suspicious
 
 __all__ = [
     "ALWAYS",
@@ -298,9 +301,25 @@ class Opaque(Guard):
 
     question: Callable[[Ledger], bool]
     name: str
+    tools: tuple[str, ...] = ()
+    """The tools whose `ledger.calls` it reads."""
 
     def __call__(self, ledger: Ledger, /) -> bool:
-        answer = self.question(ledger)
+        """Return what the function says of a copy of *ledger*.
+
+        Raises:
+            TableError: the function raises, writes to the ledger, or returns no bool.
+        """
+        shown, given = _shown(ledger), _shown(ledger)
+        try:
+            answer = self.question(shown)
+        except Exception as error:  # whatever a caller's function raises, the table is to blame
+            raise TableError(
+                f"guard {self.name} raised {type(error).__name__}; a guard answers True or False of every ledger"
+            ) from error
+        if shown != given:
+            wrote = [each.name for each in fields(Ledger) if getattr(shown, each.name) != getattr(given, each.name)]
+            raise TableError(f"guard {self.name} wrote to the ledger ({', '.join(wrote)}); only a row's updates may")
         if answer is not True and answer is not False:
             raise TableError(f"guard {self.name} returned {answer!r}; a guard returns True or False")
         return answer
@@ -311,9 +330,30 @@ class Opaque(Guard):
         return f"{key}(ledger)"
 
 
-def opaque(question: Callable[[Ledger], bool]) -> Guard:
-    """Return a guard that asks *question*, under the function's name."""
-    return Opaque(question, getattr(question, "__name__", repr(question)))
+def _shown(ledger: Ledger) -> Ledger:
+    """Return a copy whose counts can't be written to, and are 0 where they are missing."""
+    shown = clone(ledger)
+    shown.counters = MappingProxyType(Counter(ledger.counters))
+    shown.calls = MappingProxyType(Counter(ledger.calls))
+    return shown
+
+
+def opaque(question: Callable[[Ledger], bool], *, tools: Iterable[str] = ()) -> Guard:
+    """Return a guard that asks *question*, under the function's name.
+
+    The function gets a copy of the ledger. *tools* are those whose `ledger.calls` it reads; others are not counted.
+
+    Raises:
+        TableError: the function reads the clock, chance or the world, as far as `suspicion.suspicious` can see; or a
+            tool can't be called that.
+    """
+    name = getattr(question, "__name__", repr(question))
+    if not callable(question):
+        raise TableError(f"guard {name} is no function of the ledger")
+    if fault := suspicious(question):
+        instead = "compare ledger.seconds" if "the clock" in fault else "what else it is to know must be in a limit"
+        raise TableError(f"guard {name} {fault}; a guard sees the ledger only: {instead}")
+    return Opaque(question, name, tuple(ledger.calls_of(tool).attribute for tool in tools))
 
 
 def counter(name: str) -> Number:
