@@ -8,15 +8,13 @@ machine with anything that it does not understand. This is the only module that 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from attrs import fields, frozen
+from attrs import frozen
 from transitions import Machine, Transition
 
 from agent_fsm.errors import TableError
-from agent_fsm.guards import ALWAYS, Compare, Guard, Is, Number, counter
+from agent_fsm.guards import ALWAYS, Compare, Guard, Is, Number, Opaque
 from agent_fsm.ledger import Ledger
 from agent_fsm.protocol import (
-    CALL_TOOLS,
-    DONE,
     OBSERVE,
     PLAN,
     Event,
@@ -24,20 +22,17 @@ from agent_fsm.protocol import (
     ModelFailed,
     ModelReplied,
     State,
-    StopReason,
     ToolsFinished,
     ToolsListed,
     ToolsUnavailable,
 )
-from agent_fsm.table import DECIDED, TABLE, Row, Update
+from agent_fsm.shape import OBSERVED, check_table, trigger_of
+from agent_fsm.table import TABLE, Row, Update
 
 __all__ = ["OBSERVED", "RowTransition", "Rules", "build_machine", "compile_machine", "rules_of", "trigger_of"]
 
 Take: TypeAlias = Callable[[Ledger], Row | None]
 """Returns the first row whose guard holds, having made the row's updates; None if there is none."""
-
-OBSERVED = "Observed"
-"""The trigger of the rows of Observe, where no event is waited for."""
 
 
 class RowTransition(Transition):
@@ -52,18 +47,13 @@ class _TableMachine(Machine):
     transition_cls = RowTransition
 
 
-def trigger_of(event: type[Event] | None) -> str:
-    """Return the name under which the machine knows an event; None stands for the choice made in Observe."""
-    return OBSERVED if event is None else event.__name__
-
-
 def build_machine(table: Sequence[Row]) -> Machine:
     """Return the stock `transitions` machine of *table*.
 
     Raises:
-        TableError: a row can't be taken, or a state and event have no row that is always taken last.
+        TableError: the table can't be run, or has a row that can't mean what it says; the message names the row.
     """
-    _check(table)
+    check_table(table)
     # auto_transitions=False, else every state grows an unguarded to_X(); model=None, else methods are injected
     machine = _TableMachine(
         model=None, states=[state.value for state in State], initial=PLAN.value, auto_transitions=False
@@ -78,68 +68,6 @@ def build_machine(table: Sequence[Row]) -> Machine:
                 row=row,
             )
     return machine
-
-
-def _check(table: Sequence[Row]) -> None:
-    blocks: dict[tuple[State, str], list[int]] = {}
-    for number, row in enumerate(table):
-        where = f"row {number} ({row.label})"
-        if (row.reason is None) is (row.target is DONE):
-            raise TableError(f"{where}: a row has a reason exactly if its target is Done")
-        if DONE in row.sources or (row.target is OBSERVE and OBSERVE in row.sources):
-            raise TableError(f"{where}: nothing leaves Done, and Observe does not lead to itself")
-        if (OBSERVE in row.sources) is bool(row.events) or not row.sources:
-            raise TableError(f"{where}: a row names its sources, and an event exactly if they are not Observe")
-        if row.target is DONE and not isinstance(row.reason, StopReason) and row.reason != DECIDED:
-            raise TableError(f"{where}: {row.reason!r} is no reason; take a StopReason or DECIDED")
-        if row.events and row.target not in (OBSERVE, CALL_TOOLS, DONE):
-            raise TableError(f"{where}: a waiting state leads to Observe, CallTools or Done, not straight to a request")
-        if row.target is CALL_TOOLS and row.events != (ModelReplied,):
-            raise TableError(f"{where}: only a ModelReplied leads to CallTools, as it brings the calls")
-        _check_updates(where, row.updates)
-        for source in row.sources:
-            for event in row.events or (None,):
-                blocks.setdefault((source, trigger_of(event)), []).append(number)
-    for (source, trigger), numbers in blocks.items():
-        always = [number for number in numbers if table[number].guard is ALWAYS]
-        if always != numbers[-1:]:
-            raise TableError(
-                f"the rows for {trigger} in {source} must end in one row that is always taken; always taken: {always}"
-            )
-
-
-_COUNTERS = ("iterations", "attempts", "failures", "hops", "nudges", "stale", "repeats", "turns", "summaries")
-"""The counters of the ledger that rows may write. All else in it is measured, but for `ending`."""
-_FIELDS = frozenset(each.name for each in fields(Ledger))
-
-
-def _check_updates(where: str, updates: Sequence[Update]) -> None:
-    for update in updates:
-        doing = f"{where}: can't {update.verb} {update.counter!r}"
-        if update.verb not in ("add", "put"):
-            raise TableError(f"{doing}; the verbs are add and put")
-        if update.own:
-            counter(update.counter)
-        elif update.counter not in (*_COUNTERS, "ending"):
-            why = "it is measured, not counted by rows" if update.counter in _FIELDS else "the ledger has no such field"
-            raise TableError(
-                f"{doing}: {why}; a row may write {', '.join(_COUNTERS)}, ending, and counters of its own:"
-                ' counter("searches")'
-            )
-        _check_value(doing, update)
-
-
-def _check_value(doing: str, update: Update) -> None:
-    value = update.value
-    if update.counter == "ending" and not update.own:
-        if update.verb == "add" or not (value is None or isinstance(value, StopReason)):
-            raise TableError(f"{doing} {value!r}; a row may put a StopReason or None")
-    elif not isinstance(value, int) or isinstance(value, bool):
-        raise TableError(f"{doing} {value!r}; it counts in whole numbers")
-    elif update.verb == "add" and value == 0:
-        raise TableError(f"{doing} 0, which changes nothing")
-    elif update.verb == "put" and value < 0:
-        raise TableError(f"{doing} {value}; a counter is put to 0 or more")
 
 
 @frozen
@@ -204,6 +132,8 @@ def _numbers(guard: Guard) -> Iterator[Number]:
                     yield right
             case Is(left):
                 yield left
+            case Opaque(tools=tools):
+                yield from (Number("calls", tool, absent=False) for tool in tools)
 
 
 def _refuse_strangers(machine: Machine) -> None:

@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "agent_fsm"
 LAYERS = (
     {"errors", "config", "protocol", "ledger"},
-    {"guards", "messages", "transcript", "directives", "reading", "stagnation"},
-    {"table", "rules", "machine"},
+    {"suspicion", "guards", "messages", "transcript", "directives", "reading", "stagnation"},
+    {"table", "shape", "rules", "machine"},
     {"diagrams", "check", "replay"},
     {"driver", "llm", "offline", "journal", "durable", "tools"},
     {"__init__", "__main__", "cli", "mini_agent", "testing", "server", "agent_proxy"},
