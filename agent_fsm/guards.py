@@ -78,6 +78,13 @@ class Guard:
     def __invert__(self) -> "Guard":
         return Not(self)
 
+    def __bool__(self) -> bool:
+        # `a and b` would be b alone, and `1 <= a <= 2` its second half
+        raise TableError(
+            f"guard {self.name} has no truth of its own: combine guards with &, | and ~, not with and, or, not or a"
+            " chain of comparisons; call it with a ledger to ask it"
+        )
+
     def named(self, name: str) -> "Guard":
         """Return the same guard under *name*, which diagrams and messages show."""
         return Named(self, name)
@@ -106,7 +113,7 @@ class Always(Guard):
 ALWAYS = Always()
 
 
-@frozen
+@frozen(order=False)  # the comparisons are its own, below
 class Number:
     """A number that a guard compares: a counter of the ledger or a limit."""
 

@@ -133,27 +133,25 @@ class _Known:
         self.values: dict[Number, object] = {}
         self.present: set[Number] = set()
         self.ranges: dict[_Key, _Range] = {}
-        given = [fact for guard, holds in facts for fact in facts_of(guard, holds)]
-        # Those that are true first, as they say of numbers that may be absent that they are not
-        for guard, holds in sorted(given, key=lambda fact: not fact[1]):
+        for guard, holds in [each for fact in facts for each in facts_of(*fact)]:
             self.guards.append((guard, holds))
             match guard:
-                case Is(left, None) if not holds:
-                    self.present.add(left)
                 case Is(left, value) if holds:
                     self.values[left] = value
                     if value is not None:
                         self.present.add(left)
-                case Compare():
-                    self._narrow(guard, holds)
+                case Is(left, None):
+                    self.present.add(left)
+                case Compare() if holds:
+                    self.present.update(_numbers(guard))
+        for guard, holds in self.guards:
+            if isinstance(guard, Compare) and self._ordered(guard):
+                key, sign, number = _normal(guard, holds)
+                self.ranges.setdefault(key, _Range()).narrow(sign, number)
 
-    def _narrow(self, guard: Compare, holds: bool) -> None:
-        if holds:
-            self.present.update(_numbers(guard))
-        if not all(self._present(each) for each in _numbers(guard)) or guard.right != guard.right:
-            return
-        key, sign, number = _normal(guard, holds)
-        self.ranges.setdefault(key, _Range()).narrow(sign, number)
+    def _ordered(self, guard: Compare) -> bool:
+        """Whether a comparison that does not hold means that its opposite does: nothing is absent, nothing NaN."""
+        return guard.right == guard.right and all(map(self._present, _numbers(guard)))
 
     def _present(self, number: Number) -> bool:
         return not number.absent or number in self.present
@@ -195,7 +193,7 @@ class _Known:
         _, opposite, edge = _normal(guard, False)
         if within.implies(opposite, edge):
             return False
-        return True if within.implies(sign, number) and all(map(self._present, _numbers(guard))) else known
+        return True if within.implies(sign, number) else known
 
 
 def _opposite(answer: bool | None) -> bool | None:
@@ -335,7 +333,10 @@ def _check_updates(where: str, updates: Sequence[Update]) -> None:
         if update.verb not in ("add", "put"):
             raise TableError(f"{doing}; the verbs are add and put")
         if update.own:
-            counter(update.counter)
+            try:
+                counter(update.counter)
+            except TableError as error:
+                raise TableError(f"{doing}: {error}") from None
         elif update.counter not in (*_COUNTERS, "ending"):
             why = "it is measured, not counted by rows" if update.counter in _FIELDS else "the ledger has no such field"
             raise TableError(
@@ -380,10 +381,12 @@ def _check_ways(blocks: _Blocks) -> None:
     ending = {DONE}
     while more := {source for row in ways if row.target in ending for source in row.sources} - ending:
         ending |= more
-    for state, entry in entries.items():
-        if state not in ending:
-            without = "no row leaves it" if not any(state in row.sources for row in ways) else "no rows lead on to Done"
-            raise TableError(f"{entry}, which can be entered and never left: {without}")
+    left = {source for row in ways for source in row.sources}
+    # Those that nothing leaves first
+    stuck = sorted([state for state in entries if state not in ending], key=lambda state: state in left)
+    if stuck:
+        why = "no rows lead on to Done" if stuck[0] in left else "no row leaves it"
+        raise TableError(f"{entries[stuck[0]]}, which can be entered and never left: {why}")
 
 
 def _check_answers(blocks: _Blocks) -> None:

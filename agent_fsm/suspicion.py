@@ -1,10 +1,10 @@
 """Whether a function that is to be a guard reads more than the ledger: the clock, chance, the world.
 
-What can be said without calling it: the function's code is read, that of functions inside it, and that of functions of
-the same module that it names. A name counts only where it is looked up outside the function, so that an attribute or a
-variable called `time` means nothing. Not seen are: functions of other modules, what is reached through a variable, a
-container, an instance's attribute or `getattr`, and globals that change. A replay of the run finds those, as it goes
-another way.
+What can be said without calling it: the function's code is read, that of functions inside it and of functions of the
+same module that it names, and the defaults of its parameters. A name counts only where it is looked up outside the
+function, so that an attribute or a variable called `time` means nothing. Not seen are: functions of other modules, what
+is reached through a variable, a container, an instance's attribute or `getattr`, and globals that change. A replay of
+the run may find those, as it goes another way.
 """
 
 import builtins
@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 
 __all__ = ["suspicious"]
 
+_FILES = ("os", "posix", "nt", "posixpath", "ntpath", "genericpath", "io", "pathlib")
 _READS = {
     "reads the clock": ("time", "datetime"),
     "draws at random": ("random", "secrets", "uuid"),
-    "reads the world": ("os", "posix", "nt", "io", "socket", "asyncio", "subprocess", "pathlib", "urllib"),
+    "reads the world": (*_FILES, "socket", "asyncio", "subprocess", "urllib"),
 }
 _HOW = {module: how for how, modules in _READS.items() for module in modules}
 _CLOCK_OF_DATETIME = ("now", "utcnow", "today")
@@ -45,7 +46,9 @@ def _faults(question: object, seen: set[object]) -> Iterator[str]:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         if _filled(cell)
     }
-    for name, value in _looked_up(function.__code__, {**vars(builtins), **function.__globals__, **closed}, seen):
+    names = {**vars(builtins), **function.__globals__, **closed}
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    for name, value in (*_looked_up(function.__code__, names, seen), *(("", each) for each in defaults)):
         if fault := _fault(name, value):
             yield fault
         elif (called := _function(value)) is not None and called.__module__ == function.__module__:
@@ -59,6 +62,8 @@ def _function(value: object) -> FunctionType | None:
         return _function(value.__func__)
     if isinstance(value, FunctionType):
         return value
+    if isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):
+        return wrapped
     call = None if isinstance(value, type | BuiltinFunctionType) else getattr(type(value), "__call__", None)  # noqa: B004 # which function it is, not whether there is one
     return call if isinstance(call, FunctionType) else None
 
@@ -101,7 +106,7 @@ def _fault(name: str, value: object) -> str | None:
     how = _HOW.get(module)
     if module == "datetime" and name.rpartition(".")[2] not in _CLOCK_OF_DATETIME and not isinstance(value, ModuleType):
         return None
-    return None if how is None else f"{how} ({name if '.' in name else _dotted(module, name)})"
+    return None if how is None else f"{how} ({name if '.' in name else _title(module, value)})"
 
 
 def _home(value: object) -> str:
@@ -115,5 +120,7 @@ def _home(value: object) -> str:
     return home if isinstance(home, str) else type(value).__module__
 
 
-def _dotted(module: str, name: str) -> str:
-    return name if name == module else f"{module}.{name}"
+def _title(module: str, value: object) -> str:
+    if isinstance(value, ModuleType):
+        return value.__name__
+    return f"{module}.{getattr(value, '__qualname__', type(value).__name__)}"

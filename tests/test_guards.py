@@ -1,6 +1,17 @@
 """Guards: below, at and past each limit of the shipped table, and what any guard can be asked."""
 
-from collections.abc import Iterator
+import math
+import os
+import random
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import lru_cache, partial
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -11,7 +22,7 @@ from hypothesis import strategies as st
 from agent_fsm import table
 from agent_fsm.config import Limits
 from agent_fsm.errors import TableError
-from agent_fsm.guards import ALWAYS, Both, Compare, Either, Guard, Is, Not, ledger, limits, opaque
+from agent_fsm.guards import ALWAYS, Both, Compare, Either, Guard, Is, Not, counter, ledger, limits, opaque
 from agent_fsm.ledger import Ledger
 from agent_fsm.protocol import CALL_TOOLS, OBSERVE, PLAN, Ended, Said, State, StopReason
 from agent_fsm.table import TABLE
@@ -172,6 +183,9 @@ def test_guards_combine_like_bools(first: Guard, second: Guard) -> None:
         (ALWAYS, "always"),
         (ledger.failures >= limits.max_consecutive_failures, "failures >= max_consecutive_failures"),
         (ledger.repeats > 2, "repeats > 2"),
+        (counter("searches") >= 3, "searches >= 3"),
+        (ledger.calls_of("exec_shell") >= 3, "calls of exec_shell >= 3"),
+        (ledger.tool_calls > ledger.calls_of("look"), "tool_calls > calls of look"),
         (ledger.said.is_(Said.CUT_OFF), "said is cut_off"),
         (ledger.ending.is_(None), "ending is None"),
         (limits.enable_repair.is_(True), "enable_repair"),
@@ -214,6 +228,158 @@ def test_an_opaque_guard_that_returns_no_bool_is_named(answer: Any) -> None:
         opaque(vague)(holding())
 
 
+def test_an_opaque_guard_that_raises_is_named_and_the_cause_kept() -> None:
+    def broken(held: Ledger) -> bool:
+        return 1 / held.failures > 1
+
+    assert opaque(broken)(holding(failures=2)) is False
+    with pytest.raises(TableError, match="guard broken raised ZeroDivisionError; a guard answers") as caught:
+        opaque(broken)(holding())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_opaque_guard_that_writes_to_the_ledger_is_named_and_harms_nothing() -> None:
+    def greedy(held: Ledger) -> bool:
+        held.failures += 1
+        held.tokens = 0
+        return True
+
+    held = holding(failures=1, tokens=7)
+
+    with pytest.raises(TableError, match=r"guard greedy wrote to the ledger \(failures, tokens\); only a row's"):
+        opaque(greedy)(held)
+    assert held == holding(failures=1, tokens=7)
+
+
+@pytest.mark.parametrize("name", ["counters", "calls", "limits"])
+def test_an_opaque_guard_can_not_write_into_what_clones_share(name: str) -> None:
+    def sly(held: Ledger) -> bool:
+        if name == "limits":
+            held.limits.max_iterations = 9  # type: ignore[misc] # what is tested
+        getattr(held, name)["searches"] = 9
+        return True
+
+    held = holding(counters={"searches": 1}, calls={"searches": 1})
+
+    with pytest.raises(TableError, match="guard sly raised"):
+        opaque(sly)(held)
+    assert held == holding(counters={"searches": 1}, calls={"searches": 1})
+
+
+def test_an_opaque_guard_reads_counters_that_nobody_has_counted_yet_as_zero() -> None:
+    guard = opaque(lambda held: held.counters["searches"] + held.calls["look"] >= 2, tools=["look"])
+
+    assert guard(holding()) is False
+    assert guard(holding(counters={"searches": 1}, calls={"look": 1})) is True
+
+
+# What a function reads besides the ledger
+
+GENERATOR = random.Random(7)
+START = datetime(2024, 1, 1)
+
+
+def late(held: Ledger) -> bool:
+    return time.monotonic() > held.seconds
+
+
+def late_too(held: Ledger) -> bool:
+    return late(held)
+
+
+def later(held: Ledger) -> bool:
+    from time import perf_counter
+
+    return perf_counter() > held.seconds
+
+
+def by_default(held: Ledger, clock: Callable[[], float] = time.monotonic) -> bool:
+    return clock() > held.seconds
+
+
+def with_clock(clock: Callable[[], float]) -> Callable[[Ledger], bool]:
+    return lambda held: clock() > held.seconds
+
+
+def inside(held: Ledger) -> bool:
+    def now() -> float:
+        return time.time()
+
+    return now() > held.seconds
+
+
+class Judge:
+    """A guard that is an object."""
+
+    def __call__(self, held: Ledger) -> bool:
+        return time.time() > held.seconds
+
+    def judge(self, held: Ledger) -> bool:
+        return random.random() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("question", "fault"),
+    [
+        (late, r"guard late reads the clock \(time.monotonic\); a guard sees the ledger only: compare ledger.seconds"),
+        (late_too, r"reads the clock \(time.monotonic\)"),
+        (later, r"reads the clock \(time\)"),
+        (by_default, r"reads the clock \(time.monotonic\)"),
+        (with_clock(time.time), r"reads the clock \(time.time\)"),
+        (inside, r"reads the clock \(time.time\)"),
+        (Judge(), r"reads the clock \(time.time\)"),
+        (Judge().judge, r"draws at random \(random.random\); .*: what else it is to know must be in a limit"),
+        (partial(late), r"reads the clock \(time.monotonic\)"),
+        (lru_cache(late), r"reads the clock \(time.monotonic\)"),
+        (lambda _: monotonic() > 3, r"guard <lambda> reads the clock \(time.monotonic\)"),
+        (lambda _: datetime.now() > START, r"reads the clock \(datetime.now\)"),
+        (lambda _: GENERATOR.random() > 0.5, r"draws at random \(random.Random\)"),
+        (lambda _: secrets.randbelow(2) == 1, r"draws at random \(secrets.randbelow\)"),
+        (lambda _: uuid.uuid4().int > 7, r"draws at random \(uuid.uuid4\)"),
+        (lambda _: any(random.random() > each for each in (0.1, 0.2)), r"draws at random"),
+        (lambda _: "X" in os.environ, r"reads the world \(os.environ\)"),
+        (lambda _: os.path.exists("x"), r"reads the world \(os.path.exists\)"),  # noqa: PTH110 # the same
+        (lambda _: Path("x").exists(), r"reads the world \(pathlib.Path\)"),
+        (lambda _: bool(socket.gethostname()), r"reads the world \(socket.gethostname\)"),
+        (lambda _: bool(open("x")), r"reads the world \(open\)"),  # noqa: SIM115, PTH123 # what is tested
+        (lambda _: input() == "y", r"reads the world \(input\)"),
+        (7, "guard 7 is no function"),
+    ],
+)  # fmt: skip
+def test_a_guard_that_reads_more_than_the_ledger_is_refused(question: Any, fault: str) -> None:
+    with pytest.raises(TableError, match=fault):
+        opaque(question)
+
+
+def own_time(held: Any) -> bool:
+    time = held.time()
+    return bool(time > held.random.time + held.open)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lucky,
+        own_time,
+        partial(lambda least, held: held.failures > least, 3),
+        lambda held: held.said is Said.CALLS and min(held.failures, 3) == 3,
+        lambda held: timedelta(seconds=3).total_seconds() > held.seconds,
+        lambda held: START + timedelta(seconds=held.seconds) > START,
+        lambda held: math.floor(held.seconds) > 3,
+        with_clock(lambda: 3.0),
+    ],
+)
+def test_a_guard_that_reads_the_ledger_only_is_not_refused(question: Any) -> None:
+    opaque(question)
+
+
+def test_a_function_that_calls_itself_is_read_once() -> None:
+    def down(held: Ledger, most: int = 3) -> bool:
+        return most == 0 or down(held, most - 1)
+
+    assert opaque(down)(holding()) is True
+
+
 # Compiled
 
 
@@ -229,9 +395,9 @@ def leaf_guards() -> st.SearchStrategy[Guard]:
     signs = st.sampled_from(["<", "<=", ">", ">="])
     flags = [ledger.said.is_(Said.CALLS), ledger.ended.is_(Ended.FAILED), ledger.asking.is_(PLAN)]
     flags += [ledger.ending.is_(None), ledger.ending.is_(StopReason.BUDGET), limits.enable_repair.is_(True)]
-    compared = st.builds(
-        lambda name, sign, number: Compare(getattr(ledger, name), sign, number), counters, signs, numbers
-    )
+    named = counters.map(lambda name: getattr(ledger, name))
+    counted = st.sampled_from([counter("searches"), counter("dear"), ledger.calls_of("exec_shell")])
+    compared = st.builds(Compare, named | counted, signs, numbers | counted)
     return compared | st.sampled_from([*flags, ALWAYS, opaque(lucky)])
 
 
@@ -245,6 +411,28 @@ guards = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+@given(guards, guards, guards, ledgers)
+def test_guards_obey_the_laws_of_logic(one: Guard, two: Guard, three: Guard, held: Ledger) -> None:
+    equal = [
+        (~~one, one),
+        (~(one & two), ~one | ~two),
+        (~(one | two), ~one & ~two),
+        (one & two, two & one),
+        (one | two, two | one),
+        ((one & two) & three, one & (two & three)),
+        ((one | two) | three, one | (two | three)),
+        (one & (two | three), (one & two) | (one & three)),
+        (one | (two & three), (one | two) & (one | three)),
+        (one & (one | two), one),
+        (one & ALWAYS, one),
+        (one & ~one, ~ALWAYS),
+    ]
+
+    for left, right in equal:
+        assert left(held) is right(held)
+        assert compiled(left, held) is compiled(right, held) is left(held)
 
 
 @given(guards, ledgers)
