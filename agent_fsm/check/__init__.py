@@ -7,6 +7,7 @@ print(report)
 
 from agent_fsm.check.checking import check
 from agent_fsm.check.report import Bound, Certificate, Report, Verdict
+from agent_fsm.check.verifier import verify
 from agent_fsm.check.witness import Lasso
 
-__all__ = ["Bound", "Certificate", "Lasso", "Report", "Verdict", "check"]
+__all__ = ["Bound", "Certificate", "Lasso", "Report", "Verdict", "check", "verify"]

@@ -1,0 +1,168 @@
+"""`verify`: whether a certificate shows that every run of a table ends. Shares no code with the search that wrote it.
+
+It takes no step of the certificate on trust. The run with the least and the one with the greatest numbers of each box
+are put together anew and the real `step` is asked what follows, whatever the world and the free guards may answer; all
+of it must be among the steps that the certificate names, and along each of those the rank must fall.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from math import inf
+from typing import Any
+
+from attrs import evolve
+
+from agent_fsm.check.oracle import Script, answers_of, with_oracles
+from agent_fsm.check.reads import Reads, reads_of
+from agent_fsm.check.world import World, charged, world_of
+from agent_fsm.config import AgentConfig
+from agent_fsm.errors import NoRowError
+from agent_fsm.ledger import Ledger
+from agent_fsm.machine import Run, start, step
+from agent_fsm.protocol import DONE, Ended, Said, State, StopReason, ToolsListed
+from agent_fsm.table import Table
+
+__all__ = ["verify"]
+
+_TASK = ({"role": "user", "content": "x"},)
+_FAR = 10**9
+"""So far above the least number of a box without an end is the other one that is tried."""
+_FLAGS: Mapping[str, Any] = {"ending": StopReason, "research_tools": bool, "asking": State}
+
+
+def verify(certificate: Mapping[str, Any], table: Table, config: AgentConfig) -> list[str]:
+    """Return what is wrong with *certificate* for *table* under *config*; nothing if every run ends, as it says."""
+    boxes, steps = certificate["boxes"], certificate["steps"]
+    if len(boxes) != len(steps) or not all(to in range(len(boxes)) for following in steps for to, _ in following):
+        return ["a step leads to no box, or a box is without its list of steps"]
+    faults = [
+        f"the rank does not fall from box {box} to box {to}"
+        for box, following in enumerate(steps)
+        for to, changes in following
+        if not _falls(boxes[box]["rank"], boxes[to], certificate["fields"], changes)
+    ]
+    least = step(start(_TASK, config, table), ToolsListed(0.0)).ledger
+    rows, script = with_oracles(table, config, least)
+    ranking = {each for box in boxes for each in box["rank"] if isinstance(each, str)}
+    first, world = start(_TASK, config, rows), world_of(config, reads_of(table, config))
+    if not _holds(boxes[0], certificate["fields"], first, world.reads):
+        faults.append("runs do not start in box 0")
+    for number, box in enumerate(boxes):
+        for run in _corners(box, certificate["fields"], first, world, least):
+            for after, changed in _following(run, world, script, config):
+                named = any(
+                    _holds(boxes[to], certificate["fields"], after, world.reads)
+                    and _fits(changes, ranking, run, after, changed)
+                    for to, changes in steps[number]
+                )
+                if not named:
+                    faults.append(f"what may follow box {number} in {after.state} is not among its steps")
+    return sorted(set(faults))
+
+
+def _falls(rank: list[Any], target: Mapping[str, Any], fields: list[str], changes: Mapping[str, Any]) -> bool:
+    for mine, other in zip_longest(rank, target["rank"]):
+        if isinstance(mine, int) and isinstance(other, int):
+            if mine != other:
+                return other < mine
+        elif mine != other or mine is None:
+            return False
+        elif mine in changes:  # a counter: it must rise, and have an end where it gets to
+            verb, amount = changes[mine]
+            return bool(verb == "add" and amount > 0 and target["fields"][fields.index(mine)][1] is not None)
+    return False
+
+
+def _following(run: Run, world: World, script: Script, config: AgentConfig) -> Iterator[tuple[Run, int]]:
+    """Yield what may follow *run*, and the tokens charged to a request without a reply for which there was room."""
+    for move in world.moves(run):
+        todo: list[Any] = [{}]
+        while todo:
+            script.wanted, script.asked = todo.pop(), {}
+            before = run if move.charged is None else evolve(run, ledger=charged(run.ledger, move))
+            try:
+                after = step(before, move.event)
+            except NoRowError:
+                yield evolve(before, state=DONE, reason=None), 0
+                continue
+            asked = [(oracle.name.split(" ", 1)[0], oracle.name, said) for oracle, said in script.asked.items()]
+            fits = any(not said and "> max_tokens_total" in name and "needed" in left for left, name, said in asked)
+            unanswered = type(move.event).__name__ != "ModelReplied" and after.state is not DONE and fits
+            yield after, after.ledger.tokens - run.ledger.tokens if unanswered else 0
+            todo += answers_of(script, closing_summary=config.closing_summary)
+
+
+def _corners(box: Mapping[str, Any], fields: list[str], first: Run, world: World, least: Ledger) -> Iterator[Run]:
+    """Yield the runs in *box* whose numbers are the least and the greatest."""
+    if box["state"] == DONE.value:
+        return
+    replies = {
+        tuple(call.name for call in each.calls if not call.not_run): each for each in world.replies if each.calls
+    }
+    for corner in (0, 1):
+        ledger = evolve(first.ledger, request_tokens=least.request_tokens)
+        if box["state"] == State.SUMMARIZE.value:
+            ledger.request_tokens = least.closing_tokens_needed - least.tokens
+        for name, ends in zip(fields, box["fields"], strict=True):
+            owner, at = name.split(".", 1)
+            value = ends[0]
+            if corner and at not in ("seconds", "retry_at", "cost_usd"):
+                value = ends[0] + _FAR if ends[1] is None else ends[1]
+            if owner == "ledger":
+                setattr(ledger, at, value)
+            elif owner != "charged":
+                setattr(ledger, owner, {**getattr(ledger, owner), at: int(value)})
+        flags = {**box["flags"], "asking": box["state"] if box["asking"] is None else box["asking"]}
+        for at, value in flags.items():
+            if at != "asking" or value != "CallTools":
+                setattr(ledger, at, None if value is None else _FLAGS[at](value))
+        if box["unlisted"] is not None:
+            ledger.said, ledger.ended = Said(box["unlisted"][0]), Ended(box["unlisted"][1])
+        pending = None if box["turn"] is None else replies[tuple(box["turn"])]
+        ledger.said = ledger.said if pending is None else Said.CALLS
+        yield evolve(first, state=State(box["state"]), listed=box["listed"], pending=pending, ledger=ledger)
+
+
+def _holds(box: Mapping[str, Any], fields: list[str], run: Run, reads: Reads) -> bool:
+    """Return whether *run* is in *box*."""
+    if box["state"] != run.state.value or run.state is DONE:
+        return bool(box["state"] == run.state.value and box["reason"] == str(run.reason))
+    ledger = run.ledger
+    turn = None if run.pending is None else [call.name for call in run.pending.calls if not call.not_run]
+    unlisted = None if run.listed or turn is not None else [ledger.said.value, ledger.ended.value]
+    flags = {name: getattr(each := getattr(ledger, name), "value", each) for name in box["flags"]}
+    asking = ledger.asking.value if turn is not None and "asking" in reads.live_between else None
+    if (box["turn"], box["unlisted"], box["flags"], box["asking"]) != (turn, unlisted, flags, asking):
+        return False
+    for name, (low, high) in zip(fields, box["fields"], strict=True):
+        value = _value(run, name)
+        real = name in ("ledger.seconds", "ledger.retry_at", "ledger.cost_usd")
+        if not low <= value <= (inf if high is None else high) or (real and value == high != low):
+            return False
+    return True
+
+
+def _value(run: Run, name: str) -> float:
+    owner, at = name.split(".", 1)
+    value: float = (
+        0
+        if owner == "charged"
+        else getattr(run.ledger, at)
+        if owner == "ledger"
+        else getattr(run.ledger, owner).get(at, 0)
+    )
+    return value
+
+
+def _fits(changes: Mapping[str, Any], ranking: set[str], before: Run, after: Run, charge: int) -> bool:
+    """Return whether a step did just the *changes*, as far as the ranking rests on them."""
+    if after.state is DONE:
+        return True
+    for name in ranking | changes.keys():
+        verb, amount = changes.get(name, ("add", 0))
+        if name == "charged.tokens":
+            if charge < amount:
+                return False
+        elif _value(after, name) != (amount if verb == "put" else _value(before, name) + amount):
+            return False
+    return True
