@@ -451,7 +451,7 @@ def test_a_comparison_with_an_infinite_number_compiles(number: float) -> None:
     assert compiled(ledger.failures < number, holding()) is (number > 0)
 
 
-# What the search in tests/search.py takes for granted
+# What the search for the worst case takes for granted
 
 
 def picks(held: Ledger) -> Iterator[bool]:

@@ -345,31 +345,30 @@ def _number(graph: Graph, runs: list[Run], search: _Search, run: Run, places: tu
 
 
 def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None:
-    run, boxes, key = runs[source], graph.boxes, graph.keys[source]
+    run, boxes, key, following = runs[source], graph.boxes, graph.keys[source], graph.edges[source]
     if run.state is DONE:
         return
     spans = [boxes.span(number, place) for number, place in enumerate(key[2])]
     old, kept = boxes.values(run.ledger), (KEEP,) * len(boxes.fields)
     seen: set[tuple[int, tuple[Op, ...], Counts]] = set()
     for after, move, asked in search.followers(run, graph):
-        rows = tuple([search.places[id(row)] for row in after.taken])
-        graph.rows.update(rows)
+        graph.rows.update([search.places[id(row)] for row in after.taken])
         graph.oracles.update(asked)
-        counts = counted(run, after)
-        within = within_budget(after, asked)
-        if after.state is not DONE and after.state is not CALL_TOOLS:
+        counts, ops = counted(run, after), kept
+        reached: Sequence[tuple[int, ...]] = ((),)
+        if after.state is not DONE:
+            within = (True, True) if after.state is CALL_TOOLS else within_budget(after, asked)
             for measure, fits in zip(("tokens", "cost_usd"), within, strict=True):
                 if not fits:
                     graph.unbudgeted.setdefault(measure, after.taken[-1])
-        ops = kept
-        if after.state is not DONE:
             ops = (*_ops(boxes, old, after), search.charge(run, counts, move, within[0]))
-        for places in _reached(boxes, spans, after, ops):
+            reached = _reached(boxes, spans, after, ops)
+        for places in reached:
             target = _number(graph, runs, search, after, places)
             mark = (target, ops, counts)
             if mark not in seen:
                 seen.add(mark)
-                graph.edges[source].append(Edge(source, target, ops, counts, move, asked, after.taken))
+                following.append(Edge(source, target, ops, counts, move, asked, after.taken))
 
 
 def _ops(boxes: Boxes, old: Sequence[float], after: Run) -> tuple[Op, ...]:
@@ -393,18 +392,17 @@ def op_of(at: Field, was: float, now: float, written: Sequence[Update]) -> Op:
 
 def _reached(
     boxes: Boxes, spans: Sequence[tuple[float, float]], after: Run, ops: Sequence[Op]
-) -> Iterator[tuple[int, ...]]:
-    """Yield the ranges that the numbers of all runs of a box are in after a step that did *ops*."""
-    if after.state is DONE:
-        yield ()
-        return
-    ranges = []
-    for number, ((low, high), (verb, amount)) in enumerate(zip(spans, ops, strict=True)):
-        if not boxes.counters[number] or verb == "put":
-            place = boxes.place(number, value_of(after.ledger, boxes.fields[number]))
-            ranges.append(range(place, place + 1))
-        else:
-            least = boxes.place(number, low + amount)
-            greatest = len(boxes.cuts[number] or ()) if high == inf else boxes.place(number, high + amount)
-            ranges.append(range(least, greatest + 1))
-    yield from product(*ranges)
+) -> tuple[tuple[int, ...], ...]:
+    """Return the ranges that the numbers of all runs of a box are in after a step that did *ops*."""
+    ranges: list[Sequence[int]] = []
+    several = False
+    for number, (low, high) in enumerate(spans):
+        verb, amount = ops[number]
+        if not boxes.counters[number] or verb == "put" or low == high:
+            ranges.append((boxes.place(number, value_of(after.ledger, boxes.fields[number])),))
+            continue
+        least = boxes.place(number, low + amount)
+        greatest = len(boxes.cuts[number] or ()) if high == inf else boxes.place(number, high + amount)
+        ranges.append(range(least, greatest + 1))
+        several = several or greatest > least
+    return tuple(product(*ranges)) if several else (tuple([each[0] for each in ranges]),)

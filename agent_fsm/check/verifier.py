@@ -7,7 +7,7 @@ of it must be among the steps that the certificate names, and along each of thos
 
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
-from math import inf
+from math import inf, nextafter
 from typing import Any
 
 from attrs import evolve
@@ -106,8 +106,10 @@ def _corners(box: Mapping[str, Any], fields: list[str], first: Run, world: World
         for name, ends in zip(fields, box["fields"], strict=True):
             owner, at = name.split(".", 1)
             value = ends[0]
-            if corner and at not in ("seconds", "retry_at", "cost_usd"):
+            if corner:
                 value = ends[0] + _FAR if ends[1] is None else ends[1]
+                if at in ("seconds", "retry_at", "cost_usd") and ends[1] is not None:
+                    value = nextafter(value, 0)  # such a range is without its end
             if owner == "ledger":
                 setattr(ledger, at, value)
             elif owner != "charged":

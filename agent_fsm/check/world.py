@@ -95,7 +95,7 @@ class World:
         return known[1]
 
     def _moves(self, effect: Effect, calls: Sequence[ToolCall], ledger: Ledger) -> Iterator[Move]:
-        times = [time for time in self.times if time >= ledger.seconds]
+        times = [ledger.seconds, *(time for time in self.times if time > ledger.seconds)]
         late = ledger.seconds >= self.deadline
         for now in () if late else times:
             match effect:
