@@ -142,6 +142,13 @@ def boxes_of(table: Table, limits: AgentConfig) -> Boxes:
         None if at in falling else tuple(sorted(_cuts(at, reads, table, limits) if counter else reads.cuts[at]))
         for at, counter in zip(fields, counters, strict=True)
     ]
+    # What a step resets and a row then adds to comes to the same whatever it was: each value is told apart, so that what
+    # one run shows need not hold for others
+    mixed = {update.counter for row in table for update in row.updates if update.verb == "add" and not update.own}
+    for number, (owner, name) in enumerate(fields):
+        known = cuts[number]
+        if owner == "ledger" and name in mixed and name in ("failures", "attempts", *_WORLDS) and known:
+            cuts[number] = tuple(map(float, range(1, int(known[-1]) + 1)))
     flags = tuple(sorted(reads.flags - {"said", "ended", "asking"}))
     return Boxes(reads, (*fields, CHARGED), (*cuts, ()), flags, (*counters, True), limits.max_tokens_total)
 
@@ -380,10 +387,10 @@ def _ops(boxes: Boxes, old: Sequence[float], after: Run) -> tuple[Op, ...]:
 def op_of(at: Field, was: float, now: float, written: Sequence[Update]) -> Op:
     """Return what a step did to a counter that *was* so much and is so much *now*.
 
-    Ranges of several values begin at 1 at least, so that for them a counter set to 0 is told from one that was kept.
+    Ranges of several values begin at 1 at least, so that for them a counter reset to 0 is told from one that was kept.
     """
-    if now == 0 and was > 0:
-        return ("put", 0)
+    if now < was and not any(_amount(update) < 0 for update in written):
+        return ("put", now)
     for update in written:
         if update.verb == "put" and update.counter == at[1] and update.own is (at[0] == "counters"):
             return ("put", now)
