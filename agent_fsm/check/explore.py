@@ -142,8 +142,8 @@ def boxes_of(table: Table, limits: AgentConfig) -> Boxes:
         None if at in falling else tuple(sorted(_cuts(at, reads, table, limits) if counter else reads.cuts[at]))
         for at, counter in zip(fields, counters, strict=True)
     ]
-    # What a step resets and a row then adds to comes to the same whatever it was: each value is told apart, so that what
-    # one run shows need not hold for others
+    # What a step resets and a row then adds to comes to the same whatever it was: each value is told apart, so that
+    # what one run shows need not hold for others
     mixed = {update.counter for row in table for update in row.updates if update.verb == "add" and not update.own}
     for number, (owner, name) in enumerate(fields):
         known = cuts[number]
