@@ -516,7 +516,7 @@ def _check_stop(blocks: _Blocks, stop: _Stop) -> None:
         if answer is True and stop.good(row):
             return
         stops = [each for each, holds in answers if holds is True and stop.good(blocks.table[each])]
-        if not stops or row.guard is ALWAYS:
+        if not stops:
             raise TableError(
                 f"no row of Observe stops a run that {stop.name} before {blocks.where(number)}; put {stop.row}"
                 " at the front"
