@@ -158,8 +158,9 @@ def _ranking_told(graph: Graph, parts: list[Part]) -> str:
     ways = sorted(rising(parts), key=lambda way: (len(way), way))
     longest = [way for way in ways if not any(way != other and _within(way, other) for other in ways)]
     if not longest:
-        return "there is no way round at all"
-    return "; ".join("on every way round rises " + ", or it stays and rises ".join(way) for way in longest)
+        return "no run goes round at all"
+    told = " or ".join(" or, leaving it as it is, ".join(way) for way in longest)
+    return f"every way round raises {told}, and no run can raise that for ever"
 
 
 def _within(way: tuple[str, ...], other: tuple[str, ...]) -> bool:

@@ -1,11 +1,14 @@
 """What a check found: verdict, bounds, witnesses, a lasso or a ranking."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from enum import StrEnum
-from typing import Any, TypeAlias
+from textwrap import TextWrapper
+from typing import Any, Final, TypeAlias
 
 from attrs import frozen
 
+from agent_fsm.check.code import short
 from agent_fsm.check.witness import Lasso
 from agent_fsm.config import AgentConfig
 from agent_fsm.protocol import Event, StopReason
@@ -92,17 +95,20 @@ class Report:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        lines = [f"every run ends     {self._verdict()}"]
-        lines += [f"                   {line}" for line in self.why.splitlines()]
-        if self.reasons:
-            lines.append(f"runs end in        {', '.join(self.reasons)}")
-        lines += [_line(bound) for bound in self.bounds]
-        if self.untaken:
-            lines.append(f"rows never taken   {'; '.join(self.untaken)}")
-        if self.lasso is not None:
-            lines += ["gets in by", *_listed(self.lasso.entry), "goes round by", *_listed(self.lasso.loop)]
-        lines.append(f"searched           {self.boxes:,} configurations, {self.steps:,} steps")
-        return "\n".join(lines)
+        """The verdict first, then the bounds; no line is longer than 80 characters but one that holds a long name."""
+        blocks = [
+            _titled("every run ends", self._verdict(), *self.why.splitlines()),
+            _bounds_told(self.bounds),
+            _lasso_told(self.lasso),
+            "\n".join(
+                (
+                    *([_titled("runs can end in", ", ".join(self.reasons))] if self.reasons else []),
+                    *([_titled("rows never taken", ", ".join(self.untaken))] if self.untaken else []),
+                    _titled("searched", f"{self.boxes:,} configurations, {self.steps:,} steps"),
+                )
+            ),
+        ]
+        return "\n\n".join(filter(None, blocks))
 
     def _verdict(self) -> str:
         if self.verdict is Verdict.PROVED_WHATEVER:
@@ -110,34 +116,74 @@ class Report:
         return self.verdict.value
 
 
+# As text
+
+_WIDTH: Final = 80
+_INDENT: Final = 18
+
+
+def _titled(title: str, *lines: str) -> str:
+    """Return *lines*, broken where they are too long, beside their title."""
+    return "\n".join(_wrapped(line, f"{'' if number else title:<{_INDENT}}") for number, line in enumerate(lines))
+
+
+def _wrapped(line: str, first: str, more: str = " " * _INDENT) -> str:
+    wrapper = TextWrapper(
+        _WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.fill(line)
+
+
 def _names(guards: Sequence[str]) -> str:
     return " and ".join(", ".join(guards).rsplit(", ", 1))
 
 
-def _line(bound: Bound) -> str:
-    name = bound.name.replace("_", " ")
-    if bound.at_most is None:
-        return f"{name:<18} no bound: {bound.note}"
-    most = _number(bound.at_most)
-    if bound.exact:
-        how = f"exactly: {len(bound.witness):,} events come to it"
-    elif bound.reached is not None:
-        how = f"no run is known to come to more than {_number(bound.reached)}"
-    else:
-        how = "no run was built that comes to it"
-    return f"{name:<18} at most {most:<12} {how}{f'; {bound.note}' if bound.note else ''}"
+def _bounds_told(bounds: Sequence[Bound]) -> str:
+    if not bounds:
+        return ""
+    marks = {note: f"[{number}]" for number, note in enumerate(dict.fromkeys(_notes(bounds)), 1)}
+    told = {bound.name: "none" if bound.at_most is None else number_text(bound.at_most) for bound in bounds}
+    width = max(map(len, told.values()))
+    return "\n".join(
+        (
+            "at worst a run comes to",
+            *(_bound_line(bound, f"{told[bound.name]:>{width}}", marks) for bound in bounds),
+            *(_wrapped(note, f"  {mark} ", " " * 6) for note, mark in marks.items()),
+        )
+    )
 
 
-def _number(value: float) -> str:
-    return f"{int(value):,}" if value == int(value) else f"{value:,.4f}"
+def _notes(bounds: Iterable[Bound]) -> list[str]:
+    return [bound.note for bound in bounds if bound.note]
 
 
-def _listed(events: Sequence[Event]) -> list[str]:
-    return [f"    {number + 1:>3} {_told(event)}" for number, event in enumerate(events)] or ["    (at once)"]
+def _bound_line(bound: Bound, most: str, marks: Mapping[str, str]) -> str:
+    how = "no bound" if bound.at_most is None else "exactly" if bound.exact else "at most"
+    line = f"  {bound.name:<{_INDENT - 2}}{how:<10}{most}  {marks.get(bound.note, ''):<5}"
+    if how == "at most":
+        reached = bound.reached
+        line += "no run of it is known" if reached is None else f"a run of {number_text(reached, up=False)} is known"
+    return line.rstrip()
 
 
-def _told(event: Event) -> str:
-    """Return *event* as a short line."""
-    from agent_fsm.check.code import short
+def number_text(value: float, *, up: bool = True) -> str:
+    """Return *value* with at most four decimals, rounded *up* or else down: what is at most so much stays true."""
+    if value == int(value):
+        return f"{int(value):,}"
+    rounded = Decimal(repr(value)).quantize(Decimal("0.0001"), ROUND_CEILING if up else ROUND_FLOOR)
+    return f"{rounded.normalize():,f}"
 
-    return short(event)
+
+def _lasso_told(lasso: Lasso | None) -> str:
+    if lasso is None:
+        return ""
+    lines = [f"  {number:>3}  {short(event)}" for number, event in enumerate((*lasso.entry, *lasso.loop), 1)]
+    gets_in = len(lasso.entry)
+    return "\n".join(
+        (
+            *(("gets in by", *lines[:gets_in]) if gets_in else ()),
+            "goes round by",
+            *lines[gets_in:],
+            f"       and again from {gets_in + 1} on, for ever",
+        )
+    )
