@@ -4,6 +4,7 @@ AgentFsmError
 ├── ConfigError (ValueError)         a setting that can't mean anything, or that a run can't keep
 ├── MessagesError (ValueError)       the caller's messages are ones that no provider accepts
 ├── TableError (ValueError)          a table of rows that can't be run
+├── ContractError (ValueError)       a contract file that can't be read
 ├── NoRowError (LookupError)         an event that a state has no row for
 └── RunningLoopError (RuntimeError)  `run_agent` called where an event loop already runs
 """
@@ -11,6 +12,7 @@ AgentFsmError
 __all__ = [
     "AgentFsmError",
     "ConfigError",
+    "ContractError",
     "MessagesError",
     "NoRowError",
     "RunningLoopError",
@@ -32,6 +34,10 @@ class MessagesError(AgentFsmError, ValueError):
 
 class TableError(AgentFsmError, ValueError):
     """Raised when a table is built that can't be run; names the row."""
+
+
+class ContractError(AgentFsmError, ValueError):
+    """Raised when a contract can't be read; says what is wrong in it, where, and what would be right."""
 
 
 class NoRowError(AgentFsmError, LookupError):

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,13 @@ from typing import Any, Final
 import attrs
 import click
 
-from agent_fsm.cli.settings import PREFIX, Setting, configure, names, settings
+from agent_fsm.cli.checking import check
+from agent_fsm.cli.options import SectionedCommand, config_option, with_settings
+from agent_fsm.cli.settings import PREFIX, configure, names
 from agent_fsm.cli.view import View, clean, heading, live_view, plain_view, reason_text
 from agent_fsm.config import AgentConfig
 from agent_fsm.driver import AgentRun, close_loop
-from agent_fsm.errors import AgentFsmError, ConfigError, MessagesError
+from agent_fsm.errors import AgentFsmError, ConfigError, ContractError, MessagesError, TableError
 from agent_fsm.protocol import AgentResult, Event, StopReason, ToolInvoker
 from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
@@ -63,6 +64,9 @@ def exit_code(reason: StopReason | None) -> ExitCode:
             return ExitCode.LIMIT
 
 
+_MISUSED: Final = (ConfigError, ContractError, MessagesError, TableError)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with *arguments*, those of the process if None, and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.CANCELLED
     except (AgentFsmError, OSError) as error:
         click.echo(f"Error: {error}", err=True)
-        return ExitCode.USAGE if isinstance(error, ConfigError | MessagesError) else ExitCode.FAILED
+        return ExitCode.USAGE if isinstance(error, _MISUSED) else ExitCode.FAILED
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,65 +90,10 @@ def cli() -> None:
     """An LLM agent loop as an explicit state machine."""
 
 
-# Options
-
-_SECTIONS: Final[Mapping[str, Sequence[str]]] = {
-    "Most used": (
-        *("model", "kind", "shell_allow", "max_iterations", "max_wallclock_seconds", "max_cost_usd"),
-        *("config_file", "as_json", "quiet", "save", "log"),
-    ),
-    "Limits": (
-        *("max_tokens_total", "max_reply_tokens", "max_model_retries", "max_tools_per_iter", "tool_concurrency"),
-        *("tool_timeout_seconds", "max_consecutive_failures", "stagnation_window", "closing_summary"),
-    ),
-    "Repair and research": (
-        *("enable_repair", "research_on_unsure", "research_after_failures"),
-        *("max_failures_before_research", "max_research_hops"),
-    ),
-}
-"""The sections of `agent-fsm run --help`; an option that is in none of them stands in the last, under Others."""
+cli.add_command(check)
 
 
-class _RunCommand(click.Command):
-    """A command whose many options are told in sections."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
-        records = {str(each.name): each.get_help_record(ctx) or ("", "") for each in options}
-        sections = {title: [records.pop(name) for name in listed] for title, listed in _SECTIONS.items()}
-        for title, listed in {**sections, "Others": list(records.values())}.items():
-            short = [(re.sub(r"--(\S+) / --no-\1", r"--[no-]\1", option), told) for option, told in listed]
-            with formatter.section(title):
-                formatter.write_dl(short, col_max=36)
-
-
-def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    for setting in reversed(settings()):
-        command = _option(setting)(command)
-    return command
-
-
-_METAVARS: Final[Mapping[type, str]] = {str: "NAME", tuple: "NAMES", Mapping: "JSON"}
-
-
-def _option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    told = f"{setting.doc} [{_default(setting)}]"
-    if setting.kind is bool:
-        return click.option(f"{setting.option}/--no-{setting.option[2:]}", setting.name, default=None, help=told)
-    metavar = _METAVARS.get(setting.kind, "N") + ("|none" if setting.may_be_absent else "")
-    return click.option(setting.option, setting.name, metavar=metavar, help=told)
-
-
-def _default(setting: Setting) -> str:
-    match setting.default:
-        case default if setting.name == "model":
-            return f"of the provider whose key is in the environment, else {default}"
-        case bool(switch):
-            return "on" if switch else "off"
-        case float(number):
-            return f"{number:g}"
-        case default:
-            return "none" if default in (None, (), {}) else str(default)
+# agent-fsm run
 
 
 def _tool_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -170,11 +119,12 @@ def _invoker(kind: str, shell_allow: str) -> ToolInvoker | None:
     return EchoMCP() if kind == "echo" else None
 
 
-# agent-fsm run
-
-
 @cli.command(
-    cls=_RunCommand,
+    cls=SectionedCommand,
+    first=(
+        *("model", "kind", "shell_allow", "max_iterations", "max_wallclock_seconds", "max_cost_usd"),
+        *("config_file", "as_json", "quiet", "save", "log"),
+    ),
     epilog=f"""{_EXIT_CODES}
 
 Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATIONS=5) or in a TOML file
@@ -182,19 +132,12 @@ Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATI
 )
 @click.argument("task")
 @_tool_options
-@click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    envvar=f"{PREFIX}CONFIG",
-    type=click.Path(path_type=Path),
-    help=f"A TOML file with settings [what {PREFIX}CONFIG names, else none]",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else")
 @click.option("--quiet", is_flag=True, help="Print the answer only")
 @click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Write the messages there, as JSON")
 @click.option("--log", is_flag=True, help="Log a line a step to standard error")
-@_with_settings
+@with_settings
 def run(
     task: str,
     *,
