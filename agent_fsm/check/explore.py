@@ -255,8 +255,8 @@ class _Search:
     first: Run
     least: Ledger
     closing_summary: bool
-    places: dict[int, int]
-    """By identity, the places of the rows explored in the table."""
+    taken: set[int] = field(factory=set)
+    """The rows taken, by identity."""
 
     def represented(self, run: Run, places: Sequence[int]) -> Run:
         """Return the run with the least numbers in the same box as *run* would have in *places*."""
@@ -297,7 +297,8 @@ class _Search:
                     graph.missing.add(str(error))
                 else:
                     yield after, move, script.asked
-                todo += answers_of(script, closing_summary=self.closing_summary)
+                if script.asked:
+                    todo += answers_of(script, closing_summary=self.closing_summary)
 
 
 def explore(table: Table, config: AgentConfig, boxes: Boxes, *, most: int = MOST_BOXES) -> Graph:
@@ -309,8 +310,7 @@ def explore(table: Table, config: AgentConfig, boxes: Boxes, *, most: int = MOST
     least = step(start(TASK, config, table), ToolsListed(0.0)).ledger
     rows, script = with_oracles(table, config, least)
     first = start(TASK, config, rows)
-    places = {id(row): place for place, row in enumerate(rows)}
-    search = _Search(boxes, world_of(config, boxes.reads), script, first, least, config.closing_summary, places)
+    search = _Search(boxes, world_of(config, boxes.reads), script, first, least, config.closing_summary)
     graph = Graph(boxes)
     runs: list[Run] = []
     _number(graph, runs, search, first, boxes.places(first))
@@ -321,6 +321,7 @@ def explore(table: Table, config: AgentConfig, boxes: Boxes, *, most: int = MOST
         source += 1
         if len(runs) > most:
             raise TooManyError(f"more than {most:,} boxes")
+    graph.rows = {place for place, row in enumerate(rows) if id(row) in search.taken}
     return graph
 
 
@@ -359,8 +360,10 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
     old, kept = boxes.values(run.ledger), (KEEP,) * len(boxes.fields)
     seen: set[tuple[int, tuple[Op, ...], Counts]] = set()
     for after, move, asked in search.followers(run, graph):
-        graph.rows.update([search.places[id(row)] for row in after.taken])
-        graph.oracles.update(asked)
+        for row in after.taken:
+            search.taken.add(id(row))
+        if asked:
+            graph.oracles.update(asked)
         counts, ops = counted(run, after), kept
         reached: Sequence[tuple[int, ...]] = ((),)
         if after.state is not DONE:

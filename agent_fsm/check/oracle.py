@@ -12,7 +12,7 @@ from attrs import define, evolve, field, frozen
 
 from agent_fsm.check.reads import is_free, is_measure
 from agent_fsm.config import Limits
-from agent_fsm.guards import Both, Compare, Either, Guard, Not, Number
+from agent_fsm.guards import Both, Compare, Either, Guard, Not
 from agent_fsm.ledger import Ledger
 from agent_fsm.table import Row, Table
 
@@ -119,5 +119,9 @@ def _settled(oracle: Oracle, before: Mapping[Oracle, bool]) -> bool:
     leaf = oracle.leaf
     if not (oracle.measure and isinstance(leaf, Compare) and leaf.left.attribute.startswith("closing_")):
         return False
-    dearer = evolve(leaf, left=Number("ledger", leaf.left.attribute.removeprefix("closing_"), absent=False))
-    return any(each.leaf == dearer and not answer for each, answer in before.items())
+    name = leaf.left.attribute.removeprefix("closing_")
+    for each, answer in before.items():
+        other = each.leaf
+        if not answer and isinstance(other, Compare) and other.left.attribute == name:
+            return other.sign == leaf.sign and other.right == leaf.right
+    return False
