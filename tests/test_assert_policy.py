@@ -39,6 +39,7 @@ from agent_fsm.testing.failing import table_code
 from agent_fsm.testing.strategies import delays, edges_of, events, tables, timings
 
 SMALL = AgentConfig(max_iterations=2, max_tools_per_iter=2, max_model_retries=1)
+ONE = AgentConfig(max_iterations=1, max_tools_per_iter=2, max_model_retries=0, closing_summary=False)
 UNCAPPED = TABLE.without("iterations at max, closing", "iterations at max")
 TASK = ({"role": "user", "content": "x"},)
 
@@ -67,7 +68,7 @@ def ran(error: PolicyError) -> dict[str, Any]:
 
 
 def test_the_table_that_ships_passes_and_its_proof_is_returned() -> None:
-    report = assert_policy(limits=SMALL, at_most={"model_calls": 5, "tool_calls": 4, "seconds": 120})
+    report = assert_policy(limits=SMALL, at_most={"model_calls": 5, "tool_calls": 4, "seconds": 120}, examples=50)
 
     assert report.verdict is Verdict.PROVED
     assert report.bound("model_calls").at_most == 5
@@ -80,7 +81,7 @@ def test_an_invariant_sees_every_step_of_the_worst_runs_and_of_the_random_ones()
         seen[before.state, type(event)] += 1
         assert after == step(before, event)
 
-    assert_policy(limits=AgentConfig(max_iterations=3), invariants=[sees], examples=40)
+    assert_policy(limits=AgentConfig(max_iterations=3), invariants=[sees], examples=25)
 
     asking = {(state, event) for state in (PLAN, REPAIR) for event in (ModelReplied, ModelFailed)}
     others = {(PLAN, ToolsListed), (PLAN, Interrupted), (State.CALL_TOOLS, ToolsFinished), (SUMMARIZE, ModelReplied)}
@@ -173,14 +174,14 @@ def test_an_opaque_guard_on_which_no_end_depends_passes() -> None:
 
 
 def never_stale_after_a_long_wait(before: Run, event: Event, after: Run) -> bool:
-    """Broken only by a payload that no worst run of the check has: a whole turn seen before, a while into the run."""
-    return not (isinstance(event, ToolsFinished) and not event.fresh and event.now > 0 and len(event.results) == 2)
+    """Broken only by a payload that no worst run of the check has: nothing new, a while into the run."""
+    return not (isinstance(event, ToolsFinished) and not event.fresh and event.now > 0)
 
 
 @pytest.fixture(scope="module")
 def rare() -> PolicyError:
     """The failure of an invariant that only a rare payload breaks."""
-    return failure(TABLE, SMALL, invariants=[never_stale_after_a_long_wait])
+    return failure(TABLE, ONE, invariants=[never_stale_after_a_long_wait], examples=200)
 
 
 def test_an_invariant_broken_by_a_rare_payload_fails_with_the_least_that_breaks_it(rare: PolicyError) -> None:
@@ -206,13 +207,13 @@ def test_an_invariant_may_assert_and_may_be_of_no_module() -> None:
 
 
 def test_the_message_is_the_same_every_time(rare: PolicyError) -> None:
-    again = failure(TABLE, SMALL, invariants=[never_stale_after_a_long_wait])
+    again = failure(TABLE, ONE, invariants=[never_stale_after_a_long_wait], examples=200)
 
     assert str(again) == str(rare)
 
 
 def test_another_seed_finds_it_too() -> None:
-    error = failure(TABLE, SMALL, invariants=[never_stale_after_a_long_wait], seed=7, examples=200)
+    error = failure(TABLE, ONE, invariants=[never_stale_after_a_long_wait], examples=200, seed=7)
 
     assert len(error.events) == 3
 
@@ -291,7 +292,7 @@ def written_again(table: Table) -> Any:
     return names["table"]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(tables())
 def test_drawn_policies_can_be_run_and_written_as_code(table: Table) -> None:
     assert rules_of(table).waiting
@@ -301,7 +302,7 @@ def test_drawn_policies_can_be_run_and_written_as_code(table: Table) -> None:
 # The strategies
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_any_policy_can_be_told_any_drawn_event(data: st.DataObject) -> None:
     table = data.draw(tables())

@@ -86,8 +86,8 @@ def program(broken: Broken, report: Report) -> str:
     lists = {"events": broken.events} | ({"loop": broken.loop} if broken.loop else {})
     for cls in classes((report.config, *lists.values())):
         imports[cls.__name__] = cls.__module__
-    names = ("*events, *loop * 3" if broken.loop else "*events") if lists["events"] else "*loop * 3"
-    ran = f"runs = list(accumulate(({names},), step, initial=start(messages, config, table)))"
+    happened = "[*events, *loop * 3]" if broken.loop else "events"
+    ran = f"runs = list(accumulate({happened}, step, initial=start(messages, config, table)))"
     blocks = [
         f"table = {written}",
         f"config = {code(report.config, 0, 9)}",
@@ -104,7 +104,8 @@ def _imported(imports: Mapping[str, str]) -> list[str]:
     modules: dict[str, list[str]] = {}
     for name, module in sorted(imports.items()):
         modules.setdefault(module, []).append(name)
-    return [f"from {module} import {', '.join(names)}" for module, names in sorted(modules.items())]
+    ordered = sorted(modules.items(), key=lambda each: (each[0].partition(".")[0] not in sys.stdlib_module_names, each))
+    return [f"from {module} import {', '.join(names)}" for module, names in ordered]
 
 
 def importable(function: Callable[..., Any]) -> bool:
