@@ -12,7 +12,7 @@ from typing import Any
 from agent_fsm.check.explore import Graph, Op
 from agent_fsm.check.ranking import Part, ranks
 from agent_fsm.check.report import Certificate
-from agent_fsm.protocol import CALL_TOOLS, DONE
+from agent_fsm.protocol import DONE, Said
 
 __all__ = ["certificate_of"]
 
@@ -47,8 +47,8 @@ def _box(graph: Graph, number: int, rank: tuple[int | str, ...]) -> dict[str, An
             name: value.value if hasattr(value, "value") else value
             for name, value in zip(graph.boxes.flags, flags, strict=True)
         },
-        "turn": list(extra) if state is CALL_TOOLS else None,
-        "unlisted": None if listed else [each.value for each in extra],
+        "turn": list(extra) if isinstance(extra, tuple) and listed else None,
+        "said": [extra.value] if isinstance(extra, Said) else None if listed else [each.value for each in extra],
         "asking": None if asking is None else asking.value,
         "fields": [[low, None if high == inf else high] for low, high in spans],
         "rank": list(rank),

@@ -39,6 +39,8 @@ Op: TypeAlias = tuple[str, float]
 """What a step did to a counter: ("keep", 0), ("add", 2) or ("put", 0)."""
 KEEP: Op = ("keep", 0)
 _ASKING = (PLAN, REPAIR, RESEARCH)
+_TOKENS: Field = ("ledger", "tokens")
+_TRIES: Field = ("ledger", "attempts")
 _WORLDS = frozenset(("stale", "repeats"))
 
 
@@ -61,6 +63,11 @@ class Boxes:
     counters: tuple[bool, ...]
     """By field, whether only steps and rows change it; the world sets the others as it likes."""
     most_tokens: int
+
+    @property
+    def rising(self) -> tuple[bool, ...]:
+        """By field, whether what steps do to it is known: of tokens, the least that they add."""
+        return tuple([counter or at == _TOKENS for at, counter in zip(self.fields, self.counters, strict=True)])
 
     def values(self, ledger: Ledger) -> list[float]:
         """Return the numbers of *ledger*, in the order of the fields."""
@@ -91,7 +98,8 @@ class Boxes:
         flags = tuple([getattr(ledger, name) for name in self.flags])
         if run.state is CALL_TOOLS:
             asking = ledger.asking if "asking" in self.reads.live_between else None
-            return (run.state, True, places, flags, turn_of(run), asking)
+            # Without a turn the last reply asked for no calls, and what it said is not "calls"
+            return (run.state, True, places, flags, turn_of(run) if run.pending else ledger.said, asking)
         if not run.listed:
             return (run.state, False, places, flags, (ledger.said, ledger.ended), None)
         return (run.state, True, places, flags, None, None)
@@ -255,6 +263,7 @@ class _Search:
     first: Run
     least: Ledger
     closing_summary: bool
+    replied: dict[Any, list[tuple[Run, dict[Oracle, bool]]]] = field(factory=dict)
     taken: set[int] = field(factory=set)
     """The rows taken, by identity."""
 
@@ -262,8 +271,8 @@ class _Search:
         """Return the run with the least numbers in the same box as *run* would have in *places*."""
         new, ledger = _clone_run(run), clone(run.ledger)
         new.ledger, new.transcript, new.answer, new.detail, new.taken = ledger, self.first.transcript, None, "", ()
-        ledger.tokens, ledger.cost_usd, ledger.repeats = 0, 0.0, 0
-        ledger.request_tokens, ledger.request_cost_usd = 0, 0.0
+        ledger.tokens, ledger.cost_usd, ledger.repeats, ledger.attempts = 0, 0.0, 0, 0
+        ledger.request_tokens, ledger.request_cost_usd = self.cheapest(run), 0.0
         for number, (owner, name) in enumerate(self.boxes.fields[:-1]):
             low = self.boxes.span(number, places[number])[0]
             if owner == "ledger":
@@ -272,33 +281,53 @@ class _Search:
                 setattr(ledger, owner, {**getattr(ledger, owner), name: int(low)})
         return new
 
-    def charge(self, run: Run, counts: Counts, move: Move, within: bool) -> Op:
-        """Return what the step adds at least to the tokens of requests without a reply, if the budget holds them."""
-        if not (within and counts.model_calls) or isinstance(move.event, ModelReplied):
+    def charge(self, run: Run, counts: Counts, move: Move) -> Op:
+        """Return what the step adds at least to the tokens of requests without a reply."""
+        if not counts.model_calls or isinstance(move.event, ModelReplied):
             return KEEP
-        closing = self.least.closing_tokens_needed if self.closing_summary else self.least.request_tokens
-        return ("add", min(closing, self.least.request_tokens) if run.state is SUMMARIZE else self.least.request_tokens)
+        return ("add", self.cheapest(run))
 
-    def followers(self, run: Run, graph: Graph) -> Iterator[tuple[Run, Move, dict[Oracle, bool]]]:
+    def cheapest(self, run: Run) -> int:
+        """Return the least that the request in hand can cost in tokens."""
+        least = self.least
+        return least.closing_tokens_needed - least.tokens if run.state is SUMMARIZE else least.request_tokens
+
+    def followers(self, run: Run, key: Key, graph: Graph) -> Iterator[tuple[Run, Move, dict[Oracle, bool]]]:
         """Yield what may follow *run*, and by which move and answers."""
-        script = self.script
+        # A reply ends all attempts before anything is asked about them: after three it is what it is after none
+        alike = (
+            *key[:2],
+            tuple([place for at, place in zip(self.boxes.fields, key[2], strict=True) if at != _TRIES]),
+            *key[3:],
+        )
         for move in self.world.moves(run):
-            before = run
-            if move.charged is not None:
-                before = _clone_run(run)
-                before.ledger = charged(run.ledger, move)
-            todo: list[dict[Oracle, bool]] = [{}]
-            while todo:
-                script.wanted, script.asked = todo.pop(), {}
-                graph.steps += 1
-                try:
-                    after = step(before, move.event)
-                except NoRowError as error:
-                    graph.missing.add(str(error))
-                else:
-                    yield after, move, script.asked
-                if script.asked:
-                    todo += answers_of(script, closing_summary=self.closing_summary)
+            if not isinstance(move.event, ModelReplied):
+                yield from ((after, move, asked) for after, asked in self.stepped(run, move, graph))
+                continue
+            known = self.replied.get((alike, id(move)))
+            if known is None:
+                known = self.replied[alike, id(move)] = list(self.stepped(run, move, graph))
+            yield from ((after, move, asked) for after, asked in known)
+
+    def stepped(self, run: Run, move: Move, graph: Graph) -> Iterator[tuple[Run, dict[Oracle, bool]]]:
+        """Yield what follows *run* by *move*, for all answers of the oracles."""
+        script = self.script
+        before = run
+        if move.charged is not None:
+            before = _clone_run(run)
+            before.ledger = charged(run.ledger, move)
+        todo: list[dict[Oracle, bool]] = [{}]
+        while todo:
+            script.wanted, script.asked = todo.pop(), {}
+            graph.steps += 1
+            try:
+                after = step(before, move.event)
+            except NoRowError as error:
+                graph.missing.add(str(error))
+            else:
+                yield after, script.asked
+            if script.asked:
+                todo += answers_of(script, closing_summary=self.closing_summary)
 
 
 def explore(table: Table, config: AgentConfig, boxes: Boxes, *, most: int = MOST_BOXES) -> Graph:
@@ -334,6 +363,8 @@ def within_budget(after: Run, asked: Mapping[Oracle, bool]) -> tuple[bool, bool]
     known = {"tokens_needed": False, "cost_needed_usd": False}
     for oracle, answer in asked.items():
         leaf = oracle.leaf
+        if oracle.waiting:
+            continue  # asked before the next requests were reckoned
         if isinstance(leaf, Compare) and isinstance(leaf.right, Number) and answer is (leaf.sign in ("<", "<=")):
             name = leaf.left.attribute.removeprefix("closing_") if closing else leaf.left.attribute
             if _ROOM.get(name) == leaf.right.attribute:
@@ -359,7 +390,7 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
     spans = [boxes.span(number, place) for number, place in enumerate(key[2])]
     old, kept = boxes.values(run.ledger), (KEEP,) * len(boxes.fields)
     seen: set[tuple[int, tuple[Op, ...], Counts]] = set()
-    for after, move, asked in search.followers(run, graph):
+    for after, move, asked in search.followers(run, key, graph):
         for row in after.taken:
             search.taken.add(id(row))
         if asked:
@@ -371,7 +402,8 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
             for measure, fits in zip(("tokens", "cost_usd"), within, strict=True):
                 if not fits:
                     graph.unbudgeted.setdefault(measure, after.taken[-1])
-            ops = (*_ops(boxes, old, after), search.charge(run, counts, move, within[0]))
+            charge = search.charge(run, counts, move)
+            ops = (*_ops(boxes, old, after, charge), charge if within[0] else KEEP)
             reached = _reached(boxes, spans, after, ops)
         for places in reached:
             target = _number(graph, runs, search, after, places)
@@ -381,10 +413,15 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
                 following.append(Edge(source, target, ops, counts, move, asked, after.taken))
 
 
-def _ops(boxes: Boxes, old: Sequence[float], after: Run) -> tuple[Op, ...]:
+def _ops(boxes: Boxes, old: Sequence[float], after: Run, charge: Op) -> tuple[Op, ...]:
     fields = zip(boxes.fields[:-1], boxes.counters, old, boxes.values(after.ledger), strict=False)
     written = [update for row in after.taken for update in row.updates]
-    return tuple([op_of(at, was, now, written) if counter else KEEP for at, counter, was, now in fields])
+    return tuple(
+        [
+            op_of(at, was, now, written) if counter else charge if at == _TOKENS else KEEP
+            for at, counter, was, now in fields
+        ]
+    )
 
 
 def op_of(at: Field, was: float, now: float, written: Sequence[Update]) -> Op:

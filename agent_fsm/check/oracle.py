@@ -71,7 +71,8 @@ def with_oracles(table: Table, limits: Limits, least: Ledger) -> tuple[tuple[Row
     known: dict[tuple[Guard, bool], Oracle] = {}
 
     def oracle(leaf: Guard, waiting: bool) -> Guard:
-        if not is_free(leaf, limits) or (is_measure(leaf) and _always(leaf, least)):
+        # Only in Observe have the measures just been reckoned
+        if not is_free(leaf, limits) or (not waiting and is_measure(leaf) and _always(leaf, least)):
             return leaf
         key = (leaf, waiting)
         if key not in known:
@@ -119,9 +120,11 @@ def _settled(oracle: Oracle, before: Mapping[Oracle, bool]) -> bool:
     leaf = oracle.leaf
     if not (oracle.measure and isinstance(leaf, Compare) and leaf.left.attribute.startswith("closing_")):
         return False
+    if oracle.waiting or leaf.sign not in (">", ">="):
+        return False
     name = leaf.left.attribute.removeprefix("closing_")
     for each, answer in before.items():
         other = each.leaf
-        if not answer and isinstance(other, Compare) and other.left.attribute == name:
+        if not (answer or each.waiting) and isinstance(other, Compare) and other.left.attribute == name:
             return other.sign == leaf.sign and other.right == leaf.right
     return False

@@ -103,7 +103,7 @@ class _Ranking:
 
     def rising(self, steps: Sequence[Edge]) -> Iterator[int]:
         """Yield the fields that some of *steps* raise and that none of them lowers or sets."""
-        for number, counter in enumerate(self.boxes.counters):
+        for number, counter in enumerate(self.boxes.rising):
             ops = {edge.ops[number] for edge in steps}
             if not counter or any(verb == "put" or amount < 0 for verb, amount in ops):
                 continue

@@ -19,7 +19,7 @@ from agent_fsm.config import AgentConfig
 from agent_fsm.errors import NoRowError
 from agent_fsm.ledger import Ledger
 from agent_fsm.machine import Run, start, step
-from agent_fsm.protocol import DONE, Ended, Said, State, StopReason, ToolsListed
+from agent_fsm.protocol import CALL_TOOLS, DONE, Ended, Said, State, StopReason, ToolsListed
 from agent_fsm.table import Table
 
 __all__ = ["verify"]
@@ -118,8 +118,9 @@ def _corners(box: Mapping[str, Any], fields: list[str], first: Run, world: World
         for at, value in flags.items():
             if at != "asking" or value != "CallTools":
                 setattr(ledger, at, None if value is None else _FLAGS[at](value))
-        if box["unlisted"] is not None:
-            ledger.said, ledger.ended = Said(box["unlisted"][0]), Ended(box["unlisted"][1])
+        if box["said"] is not None:
+            ledger.said = Said(box["said"][0])
+            ledger.ended = Ended(box["said"][-1]) if not box["listed"] else ledger.ended
         pending = None if box["turn"] is None else replies[tuple(box["turn"])]
         ledger.said = ledger.said if pending is None else Said.CALLS
         yield evolve(first, state=State(box["state"]), listed=box["listed"], pending=pending, ledger=ledger)
@@ -131,10 +132,12 @@ def _holds(box: Mapping[str, Any], fields: list[str], run: Run, reads: Reads) ->
         return bool(box["state"] == run.state.value and box["reason"] == str(run.reason))
     ledger = run.ledger
     turn = None if run.pending is None else [call.name for call in run.pending.calls if not call.not_run]
-    unlisted = None if run.listed or turn is not None else [ledger.said.value, ledger.ended.value]
+    said = None if run.listed and (run.state is not CALL_TOOLS or turn is not None) else [ledger.said.value]
+    if not run.listed and turn is None:
+        said = [ledger.said.value, ledger.ended.value]
     flags = {name: getattr(each := getattr(ledger, name), "value", each) for name in box["flags"]}
-    asking = ledger.asking.value if turn is not None and "asking" in reads.live_between else None
-    if (box["turn"], box["unlisted"], box["flags"], box["asking"]) != (turn, unlisted, flags, asking):
+    asking = ledger.asking.value if run.state is CALL_TOOLS and "asking" in reads.live_between else None
+    if (box["turn"], box["said"], box["flags"], box["asking"]) != (turn, said, flags, asking):
         return False
     for name, (low, high) in zip(fields, box["fields"], strict=True):
         value = _value(run, name)
@@ -164,6 +167,9 @@ def _fits(changes: Mapping[str, Any], ranking: set[str], before: Run, after: Run
         verb, amount = changes.get(name, ("add", 0))
         if name == "charged.tokens":
             if charge < amount:
+                return False
+        elif name == "ledger.tokens":
+            if _value(after, name) < _value(before, name) + amount:
                 return False
         elif _value(after, name) != (amount if verb == "put" else _value(before, name) + amount):
             return False

@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 
 from agent_fsm.check.explore import COUNTS, TASK, Boxes, Counts, Edge, Graph, Key, counted
 from agent_fsm.check.ranking import Part, Way
-from agent_fsm.check.reads import Field
+from agent_fsm.check.reads import AMOUNTS, Field
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import NoRowError, TableError
 from agent_fsm.guards import Compare
@@ -175,8 +175,8 @@ def find_lasso(
             doubtful = doubtful or guards
             continue
         moved = _moved(graph.boxes, run.run, again.run)
-        if moved is not None:
-            parted = parted or moved
+        if moved:
+            parted = parted or next((at for at in moved if at[1] not in AMOUNTS), None)
             continue
         if guards:
             doubtful = doubtful or guards
@@ -212,14 +212,15 @@ def _opaque(*ways: Sequence[Edge]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _moved(boxes: Boxes, before: Run, after: Run) -> Field | None:
-    """Return a counter that is not as it was and whose range ends somewhere: going round will leave it."""
+def _moved(boxes: Boxes, before: Run, after: Run) -> list[Field]:
+    """Return the numbers that are not as they were and whose range ends somewhere: going round will leave it."""
+    moved = []
     for number, at in enumerate(boxes.fields):
         old, new = boxes.values(before.ledger)[number], boxes.values(after.ledger)[number]
         high = boxes.span(number, boxes.place(number, new))[1]
-        if boxes.counters[number] and old != new and (high < inf or new < old):
-            return at
-    return None
+        if (boxes.counters[number] or at[1] in AMOUNTS) and old != new and (high < inf or new < old):
+            moved.append(at)
+    return moved
 
 
 def _shortest(graph: Graph, start_box: int, within: set[int] | None) -> dict[int, list[Edge]]:

@@ -13,7 +13,7 @@ results have the form that the driver gives them. With no time left no effect st
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from math import inf
+from math import inf, nextafter
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -46,8 +46,6 @@ __all__ = ["Move", "World", "world_of"]
 
 MOST_TURNS = 600
 """Kinds of turns that are told apart by the tools they call; more can't be searched."""
-STRANGE = {"tool_calls": [{"function": {"name": "no_such_tool"}}]}
-"""A message whose only call can't be run."""
 
 
 @frozen
@@ -120,17 +118,18 @@ class World:
         for tokens in self._levels("tokens", ledger.tokens):
             for cost in self._levels("cost_usd", ledger.cost_usd):
                 reported = max(0, int(tokens) - ledger.tokens)
-                paid = max(0.0, cost - ledger.cost_usd) if self.reads.reads("cost_usd") else None
+                paid = _left(ledger.cost_usd, cost) if self.reads.reads("cost_usd") else None
                 yield evolve(reply, now=now, prompt_tokens=reported, completion_tokens=0, cost_usd=paid)
 
     def _charging(self, event: ModelFailed | Interrupted, ledger: Ledger) -> Iterator[Move]:
         if not (self.reads.reads("tokens") or self.reads.reads("cost_usd")):
             yield Move(event)
             return
-        for tokens in self._levels("tokens", ledger.tokens):
-            for cost in self._levels("cost_usd", ledger.cost_usd):
-                worst = {"request_tokens": tokens - ledger.tokens, "request_cost_usd": cost - ledger.cost_usd}
-                yield Move(event, {name: max(0, each) for name, each in worst.items()})
+        # `ledger` holds the least that the request can cost
+        for tokens in self._levels("tokens", ledger.tokens + ledger.request_tokens):
+            for cost in self._levels("cost_usd", ledger.cost_usd + ledger.request_cost_usd):
+                dollars = _left(ledger.cost_usd, cost)
+                yield Move(event, {"request_tokens": int(tokens) - ledger.tokens, "request_cost_usd": dollars})
 
     def _levels(self, name: str, least: float) -> list[float]:
         """Return *least* and the values above it that guards tell apart."""
@@ -139,10 +138,13 @@ class World:
     def _failures(self, now: float, ledger: Ledger) -> Iterator[Move]:
         yield from self._charging(ModelFailed(now, False, "error"), ledger)
         for at in self._levels("retry_at", now):
-            after = at - now if at > now else None
+            after = _left(now, at) if at > now else None
             yield from self._charging(ModelFailed(now, True, "error", retry_after=after), ledger)
 
     def _results(self, calls: Sequence[ToolCall], now: float, ledger: Ledger) -> Iterator[ToolsFinished]:
+        if not calls:  # a policy may run the calls of a reply that has none: just what the driver makes of it
+            yield ToolsFinished(now, (), failed=False, fresh=False, stale=0, repeats=0)
+            return
         for ok in (False,) if all(call.not_run for call in calls) else (True, False):
             results = _told(calls, ok=ok)
             for fresh, stale, repeats in self._news(ledger):
@@ -169,10 +171,12 @@ def world_of(config: AgentConfig, reads: Reads) -> World:
     """
     deadline = config.max_wallclock_seconds
     times = {0.0, deadline, *reads.cuts.get(("ledger", "seconds"), ())} - {inf}
-    offered = ("work", "search", *reads.counted_tools())
+    counted = reads.counted_tools()
+    work, unknown = _unlike("work", counted), _unlike("no_such_tool", counted)
+    offered = (work, _unlike("search", counted), *counted)
     kinds: list[tuple[Mapping[str, Any], str]] = [
-        *(({"tool_calls": [_call(name) for name in turn]}, "tool_calls") for turn in _turns(config, reads)),
-        (STRANGE, "tool_calls"),
+        *(({"tool_calls": [_call(name) for name in turn]}, "tool_calls") for turn in _turns(config, reads, work)),
+        ({"tool_calls": [_call(unknown)]}, "tool_calls"),
         ({"content": "It is so."}, "stop"),
         ({"content": "I am not sure."}, "stop"),
         ({"content": " "}, "stop"),
@@ -183,7 +187,20 @@ def world_of(config: AgentConfig, reads: Reads) -> World:
     return World(deadline, tuple(sorted(times)), reads, _listings(offered), replies, tuple(replies[-5:-4]))
 
 
-def _turns(config: AgentConfig, reads: Reads) -> list[tuple[str, ...]]:
+def _left(value: float, end: float) -> float:
+    """Return what *value* lacks to *end*, so that the sum of both is no less, however it is rounded."""
+    lacks = max(0.0, end - value)
+    while value + lacks < end:
+        lacks = nextafter(lacks, inf)
+    return lacks
+
+
+def _unlike(name: str, taken: Sequence[str]) -> str:
+    """Return *name*, or one like it that is not *taken*: calls of it must count as nothing else."""
+    return name if name not in taken else _unlike(f"{name}_", taken)
+
+
+def _turns(config: AgentConfig, reads: Reads, work: str) -> list[tuple[str, ...]]:
     """Return the calls of each kind of turn that guards tell apart."""
     most, tools = config.max_tools_per_iter, reads.counted_tools()
     totals = range(1, most + 1) if reads.reads("tool_calls") else (most,)
@@ -192,7 +209,7 @@ def _turns(config: AgentConfig, reads: Reads) -> list[tuple[str, ...]]:
         for total in totals:
             if sum(counts) <= total:
                 named = [name for name, count in zip(tools, counts, strict=True) for _ in range(count)]
-                turns.append((*named, *("work" for _ in range(total - len(named)))))
+                turns.append((*named, *(work for _ in range(total - len(named)))))
             if len(turns) > MOST_TURNS:
                 raise ConfigError(
                     f"the table counts the calls of {', '.join(tools)}: with max_tools_per_iter={most} that makes more"
@@ -211,7 +228,7 @@ def _tool(name: str) -> dict[str, Any]:
 
 def _listings(offered: Sequence[str]) -> tuple[Event, ...]:
     listed = []
-    for research in ((), ("search",)):
+    for research in ((), offered[1:2]):
         read = read_tools([_tool(name) for name in offered], now=0.0, backend="backend", research=research)
         assert isinstance(read, ToolsListed)  # a list of tools is what it is given
         listed.append(evolve(read, size=0))
