@@ -1,6 +1,6 @@
 """`check`: explore, rank, sum up, and replay what is claimed to be a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 from attrs import asdict, evolve
@@ -23,7 +23,7 @@ from agent_fsm.protocol import (
     ToolsListed,
 )
 from agent_fsm.rules import rules_of
-from agent_fsm.table import TABLE, Row, Table
+from agent_fsm.table import TABLE, Row
 
 __all__ = ["check"]
 
@@ -32,7 +32,7 @@ FINER_BOXES = 4_000
 """Boxes up to which finer ones are tried, for bounds that no run was found to come to."""
 
 
-def check(table: Table = TABLE, limits: Limits | None = None, *, most_boxes: int = MOST_BOXES) -> Report:
+def check(table: Sequence[Row] = TABLE, limits: Limits | None = None, *, most_boxes: int = MOST_BOXES) -> Report:
     """Return whether every run of *table* ends under *limits*, and what it comes to at most.
 
     The real `step` is explored, against everything that the world may answer to each effect. Guards that compare a
@@ -100,7 +100,7 @@ def _affordable(graph: Graph, at: Field, most: int) -> bool:
     return len(graph.keys) * (cuts[-1] + 1) / (len(cuts) + 1) <= most and len(cuts) < cuts[-1]
 
 
-def _judged(table: Table, config: AgentConfig, graph: Graph) -> tuple[Report, Field | None]:
+def _judged(table: Sequence[Row], config: AgentConfig, graph: Graph) -> tuple[Report, Field | None]:
     """Return what *graph* shows, and the field of which finer ranges would show more."""
     report = Report(table, config, Verdict.UNDECIDED, "", boxes=len(graph.keys), steps=graph.steps)
     report = evolve(
@@ -132,7 +132,7 @@ def _judged(table: Table, config: AgentConfig, graph: Graph) -> tuple[Report, Fi
 
 
 def _stuck(
-    table: Table, config: AgentConfig, graph: Graph, stuck: list[Part], report: Report
+    table: Sequence[Row], config: AgentConfig, graph: Graph, stuck: list[Part], report: Report
 ) -> tuple[Report, Field | None]:
     lasso, parted, guards = find_lasso(table, config, graph, stuck)
     if lasso is not None:
@@ -172,7 +172,7 @@ def _within(way: tuple[str, ...], other: tuple[str, ...]) -> bool:
 
 
 def _counted(
-    table: Table, config: AgentConfig, graph: Graph, parts: list[Part], name: str
+    table: Sequence[Row], config: AgentConfig, graph: Graph, parts: list[Part], name: str
 ) -> tuple[Bound, Field | None]:
     place = COUNTS.index(name)
     weight: Callable[[Edge], float] = lambda edge: edge.counts[place]  # noqa: E731 # one expression, used once
@@ -184,7 +184,7 @@ def _counted(
     return Bound(name, most, reached, known.events), None if reached == most else known.parted
 
 
-def _amounts(table: Table, config: AgentConfig, graph: Graph, counts: list[Bound]) -> list[Bound]:
+def _amounts(table: Sequence[Row], config: AgentConfig, graph: Graph, counts: list[Bound]) -> list[Bound]:
     """Return the bounds of seconds, tokens and dollars."""
     tokens = _budget(table, config, graph, "tokens", config.max_tokens_total)
     bounds = [_seconds(table, config), tokens]
@@ -196,7 +196,7 @@ def _amounts(table: Table, config: AgentConfig, graph: Graph, counts: list[Bound
     return bounds
 
 
-def _seconds(table: Table, config: AgentConfig) -> Bound:
+def _seconds(table: Sequence[Row], config: AgentConfig) -> Bound:
     """Every effect is stopped when the time of the run is up, so that their deadlines add up to it."""
     deadline = config.max_wallclock_seconds
     run = step(start(TASK, config, table), event := Interrupted(deadline, cancelled=False))
@@ -206,7 +206,7 @@ def _seconds(table: Table, config: AgentConfig) -> Bound:
 _HONEST = "if no provider bills more than the bytes sent and max_reply_tokens"
 
 
-def _budget(table: Table, config: AgentConfig, graph: Graph, name: str, most: float) -> Bound:
+def _budget(table: Sequence[Row], config: AgentConfig, graph: Graph, name: str, most: float) -> Bound:
     unbudgeted = graph.unbudgeted.get(name)
     if unbudgeted is not None:
         asked = (
@@ -217,7 +217,7 @@ def _budget(table: Table, config: AgentConfig, graph: Graph, name: str, most: fl
     return Bound(name, most, min(most, getattr(run.ledger, name)), events, _HONEST)
 
 
-def _told(row: Row, table: Table) -> str:
+def _told(row: Row, table: Sequence[Row]) -> str:
     place = next(
         (
             place
@@ -232,7 +232,7 @@ def _told(row: Row, table: Table) -> str:
     return f"{row.label!r}" if place is None else f"{place} ({row.label})"
 
 
-def _spendthrift(table: Table, config: AgentConfig, name: str) -> tuple[Run, tuple[Event, ...]]:
+def _spendthrift(table: Sequence[Row], config: AgentConfig, name: str) -> tuple[Run, tuple[Event, ...]]:
     """Return a run whose first request needs just all that is left beside the closing one, and what happens to it."""
     first = start(TASK, config, table)
     ledger = step(first, ToolsListed(0.0)).ledger

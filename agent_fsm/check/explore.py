@@ -12,10 +12,10 @@ from itertools import product
 from math import inf
 from typing import Any, NamedTuple, TypeAlias
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field, fields_dict, frozen
 
 from agent_fsm.check.oracle import Oracle, Script, answers_of, with_oracles
-from agent_fsm.check.reads import AMOUNTS, REAL, TIMES, Field, Reads, reads_of
+from agent_fsm.check.reads import AMOUNTS, FLAGS, REAL, TIMES, Field, Reads, reads_of
 from agent_fsm.check.world import Move, World, charged, world_of
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import NoRowError
@@ -23,7 +23,7 @@ from agent_fsm.guards import Compare, Number
 from agent_fsm.ledger import Ledger, clone, cloner
 from agent_fsm.machine import Run, start, step
 from agent_fsm.protocol import CALL_TOOLS, DONE, PLAN, REPAIR, RESEARCH, SUMMARIZE, Ended, ModelReplied, ToolsListed
-from agent_fsm.table import Row, Table, Update
+from agent_fsm.table import Row, Update
 
 __all__ = ["COUNTS", "TASK", "Boxes", "Edge", "Graph", "Key", "Op", "TooManyError", "boxes_of", "counted", "explore"]
 
@@ -39,6 +39,7 @@ Op: TypeAlias = tuple[str, float]
 """What a step did to a counter: ("keep", 0), ("add", 2) or ("put", 0)."""
 KEEP: Op = ("keep", 0)
 _ASKING = (PLAN, REPAIR, RESEARCH)
+_BLANK = tuple(name for name in fields_dict(Ledger) if name not in {*FLAGS, "limits", "counters", "calls", "seconds"})
 _TOKENS: Field = ("ledger", "tokens")
 _TRIES: Field = ("ledger", "attempts")
 _WORLDS = frozenset(("stale", "repeats"))
@@ -131,7 +132,7 @@ def value_of(ledger: Ledger, at: Field) -> float:
     return value
 
 
-def boxes_of(table: Table, limits: AgentConfig) -> Boxes:
+def boxes_of(table: Sequence[Row], limits: AgentConfig) -> Boxes:
     """Return the coarsest boxes in which no guard of *table* can tell two runs apart."""
     reads = reads_of(table, limits)
     falling = {
@@ -161,7 +162,7 @@ def boxes_of(table: Table, limits: AgentConfig) -> Boxes:
     return Boxes(reads, (*fields, CHARGED), (*cuts, ()), flags, (*counters, True), limits.max_tokens_total)
 
 
-def _cuts(at: Field, reads: Reads, table: Table, limits: AgentConfig) -> set[float]:
+def _cuts(at: Field, reads: Reads, table: Sequence[Row], limits: AgentConfig) -> set[float]:
     """Return where to cut a counter so that no guard turns within a range, wherever in a step it is asked.
 
     A guard is asked after the step has counted, and Observe after the row of the state that waited has: so each cut is
@@ -271,7 +272,8 @@ class _Search:
         """Return the run with the least numbers in the same box as *run* would have in *places*."""
         new, ledger = _clone_run(run), clone(run.ledger)
         new.ledger, new.transcript, new.answer, new.detail, new.taken = ledger, self.first.transcript, None, "", ()
-        ledger.tokens, ledger.cost_usd, ledger.repeats, ledger.attempts = 0, 0.0, 0, 0
+        for name in _BLANK:  # of what no guard reads nothing may be left of whoever came here first
+            setattr(ledger, name, 0)
         ledger.request_tokens, ledger.request_cost_usd = self.cheapest(run), 0.0
         for number, (owner, name) in enumerate(self.boxes.fields[:-1]):
             low = self.boxes.span(number, places[number])[0]
@@ -330,7 +332,7 @@ class _Search:
                 todo += answers_of(script, closing_summary=self.closing_summary)
 
 
-def explore(table: Table, config: AgentConfig, boxes: Boxes, *, most: int = MOST_BOXES) -> Graph:
+def explore(table: Sequence[Row], config: AgentConfig, boxes: Boxes, *, most: int = MOST_BOXES) -> Graph:
     """Return all the *boxes* that runs of *table* go through under the limits of *config*.
 
     Raises:

@@ -5,7 +5,7 @@ and notes that it was asked. One question put twice to the same ledger has the s
 the rows that wait and once in Observe.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -14,7 +14,7 @@ from agent_fsm.check.reads import is_free, is_measure
 from agent_fsm.config import Limits
 from agent_fsm.guards import Both, Compare, Either, Guard, Not
 from agent_fsm.ledger import Ledger
-from agent_fsm.table import Row, Table
+from agent_fsm.table import Row
 
 __all__ = ["Oracle", "Script", "answers_of", "with_oracles"]
 
@@ -58,7 +58,7 @@ class Oracle(Guard):
         return f"{key}(ledger)"
 
 
-def with_oracles(table: Table, limits: Limits, least: Ledger) -> tuple[tuple[Row, ...], Script]:
+def with_oracles(table: Sequence[Row], limits: Limits, least: Ledger) -> tuple[tuple[Row, ...], Script]:
     """Return *table* with its free leaves replaced, and the script by which they answer.
 
     Args:

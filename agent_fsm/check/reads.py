@@ -6,7 +6,7 @@ sizes; but only the others are named in a verdict, as a budget may really turn e
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from attrs import field, frozen
@@ -14,7 +14,7 @@ from attrs import field, frozen
 from agent_fsm.config import Limits
 from agent_fsm.guards import Always, Compare, Guard, Is, Number
 from agent_fsm.protocol import CALL_TOOLS, PLAN, REPAIR, RESEARCH, Ended, ModelReplied, Said
-from agent_fsm.table import Row, Table
+from agent_fsm.table import Row
 
 __all__ = ["FLAGS", "MEASURES", "TIMES", "Field", "Reads", "constant", "is_free", "partly", "reads_of", "turning"]
 
@@ -119,7 +119,7 @@ def is_free(leaf: Guard, limits: Limits) -> bool:
             return True
 
 
-def reads_of(table: Table, limits: Limits) -> Reads:
+def reads_of(table: Sequence[Row], limits: Limits) -> Reads:
     """Return what the guards of *table* tell apart under *limits*."""
     flags: set[str] = set()
     cuts: dict[Field, set[float]] = {}
@@ -145,7 +145,7 @@ _RAN = ((Said.CALLS, Ended.WELL), (Said.CALLS, Ended.FAILED))
 _STOPPED = ((Said.NOTHING, Ended.CANCELLED), (Said.NOTHING, Ended.TIMED_OUT))
 
 
-def _read_late(table: Table, limits: Limits) -> Iterator[str]:
+def _read_late(table: Sequence[Row], limits: Limits) -> Iterator[str]:
     """Yield `repeats` if anything reads it but right after calls were run, `asking` if anything does after them."""
     calls_are_run = _runs_every_call(table, limits)
     after_asking = (*_UNRUN, *_CUT, *_BROKEN, _IDLE[0], *(() if calls_are_run else _IDLE[1:]))
@@ -155,7 +155,7 @@ def _read_late(table: Table, limits: Limits) -> Iterator[str]:
         yield "asking"
 
 
-def _runs_every_call(table: Table, limits: Limits) -> bool:
+def _runs_every_call(table: Sequence[Row], limits: Limits) -> bool:
     """Return whether a reply that asks for tools leads to CallTools whatever else the ledger says."""
     replied = [row for row in table if ModelReplied in row.events]
     for source in (PLAN, REPAIR, RESEARCH):

@@ -102,8 +102,8 @@ class Report:
             _lasso_told(self.lasso),
             "\n".join(
                 (
-                    *([_titled("runs can end in", ", ".join(self.reasons))] if self.reasons else []),
-                    *([_titled("rows never taken", ", ".join(self.untaken))] if self.untaken else []),
+                    *([_titled("runs can end in", _listed(self.reasons))] if self.reasons else []),
+                    *([_titled("rows never taken", _listed(self.untaken))] if self.untaken else []),
                     _titled("searched", f"{self.boxes:,} configurations, {self.steps:,} steps"),
                 )
             ),
@@ -120,6 +120,8 @@ class Report:
 
 _WIDTH: Final = 80
 _INDENT: Final = 18
+_UNBROKEN: Final = "\u00a0"
+"""Stands for a space at which no line is to end."""
 
 
 def _titled(title: str, *lines: str) -> str:
@@ -131,7 +133,11 @@ def _wrapped(line: str, first: str, more: str = " " * _INDENT) -> str:
     wrapper = TextWrapper(
         _WIDTH, initial_indent=first, subsequent_indent=more, break_long_words=False, break_on_hyphens=False
     )
-    return wrapper.fill(line)
+    return wrapper.fill(line).replace(_UNBROKEN, " ")
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ", ".join(item.replace(" ", _UNBROKEN) for item in items)
 
 
 def _names(guards: Sequence[str]) -> str:

@@ -5,10 +5,10 @@ are put together anew and the real `step` is asked what follows, whatever the wo
 of it must be among the steps that the certificate names, and along each of those the rank must fall.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from math import inf, nextafter
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import evolve
 
@@ -20,44 +20,99 @@ from agent_fsm.errors import NoRowError
 from agent_fsm.ledger import Ledger
 from agent_fsm.machine import Run, start, step
 from agent_fsm.protocol import CALL_TOOLS, DONE, Ended, Said, State, StopReason, ToolsListed
-from agent_fsm.table import Table
+from agent_fsm.table import Row, Update
 
 __all__ = ["verify"]
 
 _TASK = ({"role": "user", "content": "x"},)
 _FAR = 10**9
 """So far above the least number of a box without an end is the other one that is tried."""
+_REAL = ("ledger.seconds", "ledger.retry_at", "ledger.cost_usd")
 _FLAGS: Mapping[str, Any] = {"ending": StopReason, "research_tools": bool, "asking": State}
 
 
-def verify(certificate: Mapping[str, Any], table: Table, config: AgentConfig) -> list[str]:
+def verify(certificate: Mapping[str, Any], table: Sequence[Row], config: AgentConfig) -> list[str]:
     """Return what is wrong with *certificate* for *table* under *config*; nothing if every run ends, as it says."""
-    boxes, steps = certificate["boxes"], certificate["steps"]
-    if len(boxes) != len(steps) or not all(to in range(len(boxes)) for following in steps for to, _ in following):
-        return ["a step leads to no box, or a box is without its list of steps"]
+    fields, boxes, steps = certificate["fields"], certificate["boxes"], certificate["steps"]
+    reads = reads_of(table, config)
+    faults = _misshapen(fields, boxes, steps, reads)
+    if faults:
+        return faults
     faults = [
         f"the rank does not fall from box {box} to box {to}"
         for box, following in enumerate(steps)
         for to, changes in following
-        if not _falls(boxes[box]["rank"], boxes[to], certificate["fields"], changes)
+        if not _falls(boxes[box]["rank"], boxes[to], fields, changes)
     ]
-    least = step(start(_TASK, config, table), ToolsListed(0.0)).ledger
-    rows, script = with_oracles(table, config, least)
+    first_measures = step(start(_TASK, config, table), ToolsListed(0.0)).ledger
+    rows, script = with_oracles(table, config, first_measures)
     ranking = {each for box in boxes for each in box["rank"] if isinstance(each, str)}
-    first, world = start(_TASK, config, rows), world_of(config, reads_of(table, config))
-    if not _holds(boxes[0], certificate["fields"], first, world.reads):
+    first, world = start(_TASK, config, rows), world_of(config, reads)
+    if not _holds(boxes[0], fields, first, reads):
         faults.append("runs do not start in box 0")
+    turning = {}
+    for number, name in enumerate(fields):
+        begins = {box["fields"][number][0] for box in boxes if "fields" in box}
+        turning[name] = _turning(name, begins, reads, table, config.max_tools_per_iter)
     for number, box in enumerate(boxes):
-        for run in _corners(box, certificate["fields"], first, world, least):
-            for after, changed in _following(run, world, script, config):
+        faults += [
+            f"in box {number} a guard turns between two values of {name}" for name in _split(box, fields, turning)
+        ]
+        for values in _values(box, fields, turning):
+            run = _run(box, values, first, world, first_measures)
+            for after, charge in _following(run, world, script, config):
                 named = any(
-                    _holds(boxes[to], certificate["fields"], after, world.reads)
-                    and _fits(changes, ranking, run, after, changed)
+                    _holds(boxes[to], fields, after, reads) and _fits(changes, ranking, run, after, charge)
                     for to, changes in steps[number]
                 )
                 if not named:
                     faults.append(f"what may follow box {number} in {after.state} is not among its steps")
     return sorted(set(faults))
+
+
+def _misshapen(fields: list[str], boxes: list[Any], steps: list[Any], reads: Reads) -> list[str]:
+    if len(boxes) != len(steps) or not all(to in range(len(boxes)) for following in steps for to, _ in following):
+        return ["a step leads to no box, or a box is without its list of steps"]
+    read = {".".join(at) for at, cuts in reads.cuts.items() if cuts} - {"ledger.repeats"}
+    read |= {"ledger.repeats"} if "repeats" in reads.live_between and reads.reads("repeats") else set()
+    flags = sorted(reads.flags - {"said", "ended", "asking"})
+    faults = [f"guards read {name}, which is no field of it" for name in sorted(read - set(fields))]
+    if any("flags" in box and sorted(box["flags"]) != flags for box in boxes):
+        faults.append(f"the flags of its boxes are not the ones that guards read: {', '.join(flags)}")
+    if any("fields" in box and len(box["fields"]) != len(fields) for box in boxes):
+        faults.append("a box has not one range for each field")
+    return faults
+
+
+_Turning: TypeAlias = tuple[set[float], set[float]]
+"""Of a field, the values at which a guard may turn, however a step counts first; and those at which a box begins."""
+
+
+def _turning(name: str, begins: set[float], reads: Reads, table: Sequence[Row], most_calls: int) -> _Turning:
+    owner, at = name.split(".", 1)
+    counted = {"attempts": 1, "failures": 1, "model_calls": 1, "tool_calls": most_calls}.get(at, 0)
+    counted = {"ledger": counted, "calls": most_calls}.get(owner, 0)
+    raised = [
+        (bool(row.events), sum(each.value for each in row.updates if _raises(each, owner, at)))  # type: ignore[misc] # adds numbers
+        for row in table
+    ]
+    early = {by + added for by in range(counted + 1) for added in {0, *(by for waits, by in raised if waits)}}
+    all_in_all = {by + added for by in early for added in {0, *(by for waits, by in raised if not waits)}}
+    return (
+        {cut - by for cut in reads.cuts.get((owner, at), ()) for by in early},
+        {begin - by for begin in begins for by in all_in_all},
+    )
+
+
+def _raises(update: Update, owner: str, name: str) -> bool:
+    return update.verb == "add" and update.counter == name and update.own is (owner == "counters")
+
+
+def _split(box: Mapping[str, Any], fields: list[str], turning: Mapping[str, _Turning]) -> Iterator[str]:
+    for name, (low, high) in zip(fields, box.get("fields", ()), strict=bool(box.get("fields"))):
+        turns = [cut for cut in turning[name][0] if low < cut <= (inf if high is None else high)]
+        if [cut for cut in turns if not (name in _REAL and cut == high)]:  # such a range is without its end
+            yield name
 
 
 def _falls(rank: list[Any], target: Mapping[str, Any], fields: list[str], changes: Mapping[str, Any]) -> bool:
@@ -92,38 +147,53 @@ def _following(run: Run, world: World, script: Script, config: AgentConfig) -> I
             todo += answers_of(script, closing_summary=config.closing_summary)
 
 
-def _corners(box: Mapping[str, Any], fields: list[str], first: Run, world: World, least: Ledger) -> Iterator[Run]:
-    """Yield the runs in *box* whose numbers are the least and the greatest."""
+def _values(
+    box: Mapping[str, Any], fields: list[str], turning: Mapping[str, _Turning]
+) -> Iterator[Mapping[str, float]]:
+    """Yield numbers that a run in *box* may have: the least, the greatest, and each at which something turns."""
     if box["state"] == DONE.value:
         return
+    lows = {name: low for name, (low, _) in zip(fields, box["fields"], strict=True)}
+    highs = {name: _greatest(name, *ends) for name, ends in zip(fields, box["fields"], strict=True)}
+    yield lows
+    if highs != lows:
+        yield highs
+    for name in fields:
+        near = {value for turn in set().union(*turning[name]) for value in (turn - 1, turn)}
+        yield from (
+            {**lows, name: value} for value in sorted(near) if lows[name] < value < highs[name] and name not in _REAL
+        )
+
+
+def _greatest(name: str, low: float, high: float | None) -> float:
+    if high is None:
+        return low + _FAR
+    return nextafter(high, 0) if name in _REAL and high > low else high  # such a range is without its end
+
+
+def _run(box: Mapping[str, Any], values: Mapping[str, float], first: Run, world: World, least: Ledger) -> Run:
     replies = {
         tuple(call.name for call in each.calls if not call.not_run): each for each in world.replies if each.calls
     }
-    for corner in (0, 1):
-        ledger = evolve(first.ledger, request_tokens=least.request_tokens)
-        if box["state"] == State.SUMMARIZE.value:
-            ledger.request_tokens = least.closing_tokens_needed - least.tokens
-        for name, ends in zip(fields, box["fields"], strict=True):
-            owner, at = name.split(".", 1)
-            value = ends[0]
-            if corner:
-                value = ends[0] + _FAR if ends[1] is None else ends[1]
-                if at in ("seconds", "retry_at", "cost_usd") and ends[1] is not None:
-                    value = nextafter(value, 0)  # such a range is without its end
-            if owner == "ledger":
-                setattr(ledger, at, value)
-            elif owner != "charged":
-                setattr(ledger, owner, {**getattr(ledger, owner), at: int(value)})
-        flags = {**box["flags"], "asking": box["state"] if box["asking"] is None else box["asking"]}
-        for at, value in flags.items():
-            if at != "asking" or value != "CallTools":
-                setattr(ledger, at, None if value is None else _FLAGS[at](value))
-        if box["said"] is not None:
-            ledger.said = Said(box["said"][0])
-            ledger.ended = Ended(box["said"][-1]) if not box["listed"] else ledger.ended
-        pending = None if box["turn"] is None else replies[tuple(box["turn"])]
-        ledger.said = ledger.said if pending is None else Said.CALLS
-        yield evolve(first, state=State(box["state"]), listed=box["listed"], pending=pending, ledger=ledger)
+    ledger = evolve(first.ledger, request_tokens=least.request_tokens)
+    if box["state"] == State.SUMMARIZE.value:
+        ledger.request_tokens = least.closing_tokens_needed - least.tokens
+    for name, value in values.items():
+        owner, at = name.split(".", 1)
+        if owner == "ledger":
+            setattr(ledger, at, value)
+        elif owner != "charged":
+            setattr(ledger, owner, {**getattr(ledger, owner), at: int(value)})
+    flags = {**box["flags"], "asking": box["state"] if box["asking"] is None else box["asking"]}
+    for at, value in flags.items():
+        if at != "asking" or value != "CallTools":
+            setattr(ledger, at, None if value is None else _FLAGS[at](value))
+    if box["said"] is not None:
+        ledger.said = Said(box["said"][0])
+        ledger.ended = Ended(box["said"][-1]) if not box["listed"] else ledger.ended
+    pending = None if box["turn"] is None else replies[tuple(box["turn"])]
+    ledger.said = ledger.said if pending is None else Said.CALLS
+    return evolve(first, state=State(box["state"]), listed=box["listed"], pending=pending, ledger=ledger)
 
 
 def _holds(box: Mapping[str, Any], fields: list[str], run: Run, reads: Reads) -> bool:
@@ -141,8 +211,7 @@ def _holds(box: Mapping[str, Any], fields: list[str], run: Run, reads: Reads) ->
         return False
     for name, (low, high) in zip(fields, box["fields"], strict=True):
         value = _value(run, name)
-        real = name in ("ledger.seconds", "ledger.retry_at", "ledger.cost_usd")
-        if not low <= value <= (inf if high is None else high) or (real and value == high != low):
+        if not low <= value <= (inf if high is None else high) or (name in _REAL and value == high != low):
             return False
     return True
 

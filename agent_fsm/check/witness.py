@@ -19,7 +19,7 @@ from agent_fsm.errors import NoRowError, TableError
 from agent_fsm.guards import Compare
 from agent_fsm.machine import Run, start, step
 from agent_fsm.protocol import DONE, Event, ModelReplied, ToolsFinished, ToolsListed
-from agent_fsm.table import Table
+from agent_fsm.table import Row
 
 __all__ = ["Lasso", "Replayed", "find_lasso", "replayed"]
 
@@ -43,7 +43,7 @@ class Replayed(NamedTuple):
     """The field in which way and run parted, if it was one."""
 
 
-def replayed(table: Table, config: AgentConfig, graph: Graph, way: Way) -> Replayed:
+def replayed(table: Sequence[Row], config: AgentConfig, graph: Graph, way: Way) -> Replayed:
     """Return what comes of a run of *table* that goes the *way* from its box on, time and again until its end.
 
     Where a step leads to another box than the way says, the run goes on from there.
@@ -150,7 +150,7 @@ class Lasso:
 
 
 def find_lasso(
-    table: Table, config: AgentConfig, graph: Graph, stuck: Sequence[Part]
+    table: Sequence[Row], config: AgentConfig, graph: Graph, stuck: Sequence[Part]
 ) -> tuple[Lasso | None, Field | None, tuple[str, ...]]:
     """Return the shortest lasso that replays; or the field to refine; or the opaque guards on which it depends."""
     inside = {box for part in stuck for box in part.boxes}
