@@ -23,13 +23,18 @@ from attrs import fields, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_fsm.check import verify
 from agent_fsm.cli.commands import ExitCode, cli, exit_code
 from agent_fsm.cli.settings import settings
 from agent_fsm.cli.view import clean, path_text
+from agent_fsm.config import AgentConfig
 from agent_fsm.diagrams import dot, mermaid, svg
 from agent_fsm.protocol import CALL_TOOLS, DONE, OBSERVE, PLAN, REPAIR, AgentResult, State, StopReason
+from agent_fsm.table import TABLE
 from tests.examples.draw_terminal import draw
 
+ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 HELLO = "Run python: print('hello') then summarize the result."
 SLEEP = "Run python: import time; time.sleep(30)"
 TWO_TURNS = "1. Run python: print(1)\n2. Run python: print(2)"
@@ -317,8 +322,19 @@ def test_help_says_what_each_exit_code_means() -> None:
     assert [int(code) for code in re.findall(r"^ +(\d+)  ", told, re.MULTILINE)] == list(ExitCode)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("tools",), ("diagram",), ("--version",)])
-def test_help_tools_and_diagram_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("run", "--help"),
+        ("check", "--help"),
+        ("tools",),
+        ("diagram",),
+        ("--version",),
+        ("check", "--max-iterations", "1"),
+    ],
+)
+def test_help_tools_diagram_and_check_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "agent_fsm.cli", *arguments],
         stdin=subprocess.DEVNULL,
@@ -367,6 +383,243 @@ def test_the_diagram_in_the_repository_is_the_one_that_is_printed() -> None:
     kept = Path(__file__).parent.parent / "diagrams" / "agent.mmd"
 
     assert ran("diagram").stdout == kept.read_text(encoding="utf-8")
+
+
+# agent-fsm check
+
+
+POLICIES = """
+from agent_fsm import TABLE, StopReason, opaque
+from agent_fsm.table import ledger
+
+print("imported")
+SHELLS = (ledger.calls_of("exec_shell") >= 3).named("three shells")
+CAREFUL = TABLE.stopping(SHELLS, StopReason.BUDGET)
+ENDLESS = TABLE.without("iterations at max, closing", "iterations at max")
+CUT = TABLE.without("always")
+TRUTHY = TABLE.stopping(opaque(lambda ledger: 1), StopReason.BUDGET)
+NUMBER = 5
+"""
+TWO = ("--max-iterations", "2")
+
+
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the command is called, with a module of policies."""
+    (tmp_path / "policies.py").write_text(POLICIES)
+    (tmp_path / "broken.py").write_text("import nowhere")
+    (tmp_path / "raising.py").write_text("1 / 0")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "agent.toml").write_text("max_iterations = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return tmp_path
+
+
+def bounds(done: "subprocess.CompletedProcess[str]") -> dict[str, str]:
+    """The bounds that a report tells."""
+    return dict(re.findall(r"^  (\w+) +(?:exactly|at most) +([\d,.]+)", done.stdout, re.MULTILINE))
+
+
+def test_check_tells_the_verdict_first_and_the_bounds_in_columns() -> None:
+    done = ran("check", *TWO)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("every run ends    proved\n")
+    assert bounds(done)["iterations"] == "2"
+    assert bounds(done)["seconds"] == "120"
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_the_report_in_colour_and_breaks_no_line(columns: int) -> None:
+    code, sent = on_terminal("check", *TWO, columns=columns)
+
+    assert code == 0
+    assert sent.startswith("\x1b[32m\x1b[1mevery run ends    proved\x1b[0m\r\n")
+    assert max(map(len, shown(sent).splitlines())) <= columns
+
+
+def test_check_takes_settings_from_where_a_run_takes_them(policies: Path) -> None:
+    told = [
+        ran("check", "agent.toml"),
+        ran("check", "--config", "agent.toml"),
+        ran("check", AGENT_FSM_CONFIG="agent.toml"),
+        ran("check", "agent.toml", AGENT_FSM_CONFIG="nowhere.toml"),
+        ran("check", "agent.toml", AGENT_FSM_MAX_ITERATIONS="2"),
+        ran("check", "agent.toml", *TWO, AGENT_FSM_MAX_ITERATIONS="3"),
+    ]
+
+    assert [bounds(done).get("iterations") for done in told] == ["1", "1", "1", "1", "2", "2"]
+
+
+def test_a_table_of_a_module_is_checked(policies: Path) -> None:
+    done = ran("check", "policies:CAREFUL", *TWO)
+
+    assert done.returncode == 0
+    assert "34 (summary due)" in done.stdout, "two rows further down than in the shipped table"
+    assert (done.stdout[:5], done.stderr) == ("every", "imported\n"), "what a module prints is not the report"
+
+
+def test_a_table_of_which_runs_may_not_end_is_exit_code_1_and_nothing_is_written(policies: Path) -> None:
+    done = ran("check", "policies:ENDLESS", *TWO, "--write", "contract.toml", "--certificate", "certificate.json")
+
+    assert done.returncode == 1
+    assert "goes round by" in done.stdout
+    assert "not written, as it is not proved that every run ends: contract.toml and certificate.json" in done.stderr
+    assert not list(policies.glob("c*"))
+
+
+def test_what_was_written_is_kept_and_less_is_too(policies: Path) -> None:
+    assert ran("check", *TWO, "--write", "contract.toml").returncode == 0
+
+    same = ran("check", *TWO, "--against", "contract.toml")
+    less = ran("check", *TWO, "--max-model-retries", "1", "--against", "contract.toml")
+
+    assert (same.returncode, same.stdout.splitlines()[-1]) == (0, "contract contract.toml: kept")
+    assert less.returncode == 0
+    assert "contract contract.toml: kept\n  though\n" in less.stdout
+    assert "    model_calls fell from 7 to 5\n" in less.stdout
+    assert less.stdout.endswith("    max_model_retries was 2, is 1\n")
+
+
+def test_a_broken_contract_is_exit_code_1_with_what_broke_and_why(policies: Path) -> None:
+    ran("check", *TWO, "--write", "contract.toml")
+
+    done = ran("check", *TWO, "--against", "contract.toml", "--summarize-every", "1", "--write", "contract.toml")
+
+    assert done.returncode == 1
+    assert re.search(
+        r"contract contract.toml: broken\n(  .*\n)*  model_calls grew from 7 to 8\n(  .*\n)*"
+        r"  because\n    summarize_every was none, is 1\n",
+        done.stdout,
+    )
+    assert "summarize_every = 1" in (policies / "contract.toml").read_text(), "accepted: it was compared with the old"
+
+
+def test_a_reason_that_vanished_is_told(policies: Path) -> None:
+    ran("check", *TWO, "--write", "contract.toml")
+    text = (policies / "contract.toml").read_text()
+    (policies / "contract.toml").write_text(text.replace('    "max_iterations",\n', '    "max_failures",\n'))
+
+    done = ran("check", *TWO, "--against", "contract.toml")
+
+    assert done.returncode == 1
+    assert "broken\n  no run can end for max_failures any more\n" in done.stdout
+    assert "  besides\n    runs can now also end for max_iterations\n" in done.stdout
+
+
+def test_check_as_json_is_one_object_with_the_contract(policies: Path) -> None:
+    ran("check", *TWO, "--write", "contract.toml")
+
+    done = ran("check", "--max-iterations", "3", "--against", "contract.toml", "--json")
+
+    told = json.loads(done.stdout)
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    assert (told["verdict"], told["terminates"], told["lasso"]) == ("proved", True, None)
+    assert told["bounds"]["iterations"] == {
+        "at_most": 3,
+        "exact": True,
+        "reached": 3,
+        "events": told["bounds"]["iterations"]["events"],
+        "note": "",
+    }
+    assert "certificate" not in told
+    broken = [each["promise"] for each in told["contract"] if each["broken"]]
+    assert {"steps", "iterations", "model_calls"} <= set(broken)
+    assert "max_iterations was 2, is 3" in told["contract"][0]["why"]
+
+
+def test_a_lasso_as_json_is_told_in_short(policies: Path) -> None:
+    told = json.loads(ran("check", "policies:ENDLESS", *TWO, "--json").stdout)
+
+    assert (told["verdict"], told["bounds"]) == ("refuted", {})
+    assert told["lasso"]["entry"][0] == "ToolsListed"
+    assert told["lasso"]["loop"]
+
+
+def test_a_certificate_is_written_as_json_and_is_verified(policies: Path) -> None:
+    assert ran("check", *TWO, "--certificate", "certificate.json").returncode == 0
+
+    certificate = json.loads((policies / "certificate.json").read_text())
+    assert verify(certificate, TABLE, AgentConfig(max_iterations=2)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ending"),
+    [
+        (("--events", "model_calls"), "Done max_iterations\n"),
+        (("policies:CAREFUL", "--events", "tool_calls"), "Done max_iterations\n"),
+        (("policies:ENDLESS", "--events", "lasso"), ""),
+    ],
+)
+def test_events_are_printed_as_python_that_runs(policies: Path, arguments: tuple[str, ...], ending: str) -> None:
+    done = ran("check", *TWO, *arguments)
+    replayed = subprocess.run(
+        [sys.executable, "-c", done.stdout], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+    assert done.returncode == int("lasso" in arguments)
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert (replayed.returncode, replayed.stderr) == (0, "")
+    assert replayed.stdout.removeprefix("imported\n").endswith(ending)
+
+
+CHECK_ERRORS = [
+    (("policies",), "TARGET is a file.toml or module:TABLE, such as policies:CAREFUL, not 'policies'"),
+    (("policies.py",), "TARGET is a file.toml or module:TABLE"),
+    (("nowhere:TABLE",), "there is no module nowhere in "),
+    (("policies.nowhere:TABLE",), "policies.nowhere"),
+    (("broken:TABLE",), "broken can't be imported: ModuleNotFoundError: No module named 'nowhere'"),
+    (("raising:TABLE",), "raising can't be imported: ZeroDivisionError: division by zero"),
+    (("empty:TABLE",), "empty has no TABLE; it has no table at all"),
+    (("policies:NOWHERE",), "policies has no NOWHERE; its tables are TABLE, CAREFUL, ENDLESS, CUT, TRUTHY"),
+    (("policies:NUMBER",), "policies:NUMBER is no table of rows but of type int; its tables are TABLE, "),
+    (("policies:CUT",), "must end in one row that is always taken"),
+    (("policies:TRUTHY",), "returned 1; a guard returns True or False"),
+    (("nowhere.toml",), "nowhere.toml can't be read: No such file or directory"),
+    (("agent.toml", "--config", "agent.toml"), "TARGET and --config both name a file with settings"),
+    (("--max-iterations", "0"), "--max-iterations: max_iterations must be a whole number >= 1, not 0"),
+    (("--max-cost-usd", "1"), "max_cost_usd is set, so prompt_usd_per_token and reply_usd_per_token must be, too"),
+    (("--against", "nowhere.toml"), "nowhere.toml can't be read: No such file or directory"),
+    (("--against", "agent.toml"), "agent.toml: max_iterations is not a key of a contract"),
+    (("--against", "policies.py"), "policies.py: this is not valid TOML"),
+    (("--write", "no/such/folder/x.toml"), "--write: there is no folder no/such/folder"),
+    (("--json", "--events", "steps"), "--events prints Python and --json prints JSON"),
+    ((*TWO, "--events", "model_call"), "--events: there is no bound model_call; there are steps, iterations,"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), CHECK_ERRORS)
+def test_a_wrong_check_is_exit_code_2_and_told(policies: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = ran("check", *arguments)
+
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert told in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--events", "lasso"), "there is no lasso: that every run ends is proved"),
+        (("policies:ENDLESS", "--events", "steps"), "there are no bounds: that every run ends is refuted"),
+    ],
+)
+def test_events_that_there_are_none_of_are_exit_code_1(policies: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = ran("check", *TWO, *arguments)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert told in done.stderr
+
+
+def test_help_of_check_says_what_each_exit_code_means() -> None:
+    told = ran("check", "--help").stdout
+
+    assert re.findall(r"^ +(\d)  ", told.partition("Exit codes:")[2], re.MULTILINE) == ["0", "1", "2"]
+    listed = re.findall(r"^  (?:-h, )?--(?:\[no-\])?([a-z-]+)", told, re.MULTILINE)
+    assert listed[:6] == ["config", "write", "against", "events", "json", "certificate"]
+    assert len(listed) == len(set(listed)) == len(settings()) + 7
 
 
 # Signals

@@ -12,7 +12,7 @@ from agent_fsm.check.code import short
 from agent_fsm.check.witness import Lasso
 from agent_fsm.config import AgentConfig
 from agent_fsm.protocol import Event, StopReason
-from agent_fsm.table import Table
+from agent_fsm.table import Row
 
 __all__ = ["Bound", "Certificate", "Report", "Verdict"]
 
@@ -57,7 +57,7 @@ class Bound:
 class Report:
     """What `check` found out about a table under some limits."""
 
-    table: Table
+    table: Sequence[Row]
     config: AgentConfig
     verdict: Verdict
     why: str

@@ -227,7 +227,7 @@ def _as_json(report: "Report", changed: "Sequence[Change] | None") -> dict[str, 
         "why": report.why,
         "bounds": {
             bound.name: {
-                "at_most": bound.at_most,
+                "at_most": _whole(bound.at_most),
                 "exact": bound.exact,
                 "reached": bound.reached,
                 "events": len(bound.witness),
@@ -249,6 +249,10 @@ def _as_json(report: "Report", changed: "Sequence[Change] | None") -> dict[str, 
     return told
 
 
+def _whole(value: float | None) -> float | None:
+    return int(value) if value is not None and value == int(value) else value
+
+
 # What is written
 
 
@@ -256,8 +260,8 @@ def _write(report: "Report", contract: Path | None, certificate: Path | None) ->
     from agent_fsm.check.contract import contract_of
 
     if not report.terminates and (contract or certificate):
-        kept = " and ".join(str(file) for file in (contract, certificate) if file)
-        raise click.ClickException(f"nothing is proved, so {kept} is not written")
+        files = " and ".join(str(file) for file in (contract, certificate) if file)
+        raise click.ClickException(f"not written, as it is not proved that every run ends: {files}")
     if contract is not None:
         contract.write_text(contract_of(report), encoding="utf-8", newline="\n")
     if certificate is not None:
