@@ -1,7 +1,7 @@
 """`check`: explore, rank, sum up, and replay what is claimed to be a run."""
 
 from collections.abc import Callable, Sequence
-from math import inf
+from functools import cache
 
 from attrs import asdict, evolve
 
@@ -27,6 +27,8 @@ from agent_fsm.table import TABLE, Row
 
 __all__ = ["check"]
 
+CALLS_OF = "calls_of_"
+"""How the bounds begin that are about one tool: those whose calls a guard counts."""
 MOST_BOXES = 20_000
 FINER_BOXES = 4_000
 """Boxes up to which finer ones are tried, for bounds that no run was found to come to."""
@@ -87,7 +89,7 @@ def _better(old: Report, new: Report) -> Report:
         new,
         bounds=bounds,
         why=old.why,
-        certificate=old.certificate,
+        certifying=old._certifying,
         boxes=old.boxes + new.boxes,
         steps=old.steps + new.steps,
     )
@@ -117,7 +119,7 @@ def _judged(table: Sequence[Row], config: AgentConfig, graph: Graph) -> tuple[Re
         return _stuck(table, config, graph, stuck, report)
     finer: Field | None = None
     bounds = []
-    for name in COUNTS:
+    for name in (*COUNTS, *(f"{CALLS_OF}{tool}" for tool in graph.boxes.reads.counted_tools())):
         bound, parted = _counted(table, config, graph, parts, name)
         finer = finer or parted
         bounds.append(bound)
@@ -126,7 +128,7 @@ def _judged(table: Sequence[Row], config: AgentConfig, graph: Graph) -> tuple[Re
         verdict=Verdict.PROVED_WHATEVER if report.guards else Verdict.PROVED,
         why=_ranking_told(graph, parts),
         bounds=(*bounds, *_amounts(table, config, graph, bounds)),
-        certificate=certificate_of(graph, parts),
+        certifying=cache(lambda: certificate_of(graph, parts)),
     )
     return report, finer
 
@@ -174,14 +176,23 @@ def _within(way: tuple[str, ...], other: tuple[str, ...]) -> bool:
 def _counted(
     table: Sequence[Row], config: AgentConfig, graph: Graph, parts: list[Part], name: str
 ) -> tuple[Bound, Field | None]:
-    place = COUNTS.index(name)
-    weight: Callable[[Edge], float] = lambda edge: edge.counts[place]  # noqa: E731 # one expression, used once
+    weight, reached_by = _measured(graph, name)
     most, way = most_of(graph, parts, weight)
-    if most == -inf:
-        most = 0
-    known: Replayed = replayed(table, config, graph, way)
-    reached = known.counts[place]
+    known = replayed(table, config, graph, way)
+    reached = reached_by(known)
     return Bound(name, most, reached, known.events), None if reached == most else known.parted
+
+
+def _measured(graph: Graph, name: str) -> tuple[Callable[[Edge], float], Callable[[Replayed], float]]:
+    """Return what a step adds to the count called *name*, and what a run that was replayed came to."""
+    if name in COUNTS:
+        place = COUNTS.index(name)
+        return lambda edge: edge.counts[place], lambda known: known.counts[place]
+    tool = name.removeprefix(CALLS_OF)
+    if ("calls", tool) not in graph.boxes.fields:  # no guard turns at any number of them
+        return lambda edge: edge.counts.tool_calls, lambda known: known.run.ledger.calls.get(tool, 0)
+    number = graph.boxes.fields.index(("calls", tool))
+    return lambda edge: edge.ops[number][1], lambda known: known.run.ledger.calls.get(tool, 0)
 
 
 def _amounts(table: Sequence[Row], config: AgentConfig, graph: Graph, counts: list[Bound]) -> list[Bound]:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from attrs import field, fields, frozen
 
+from agent_fsm.check.checking import CALLS_OF
 from agent_fsm.check.explore import COUNTS
 from agent_fsm.check.report import Report, Verdict
 from agent_fsm.config import Limits
@@ -225,7 +226,7 @@ def _one_of(value: Any, known: Sequence[str], where: str) -> str:
 
 
 def _bounds(given: Mapping[str, Any]) -> dict[str, Number | None]:
-    _known(given, _BOUNDS, "bounds.")
+    _known({name: value for name, value in given.items() if not name.startswith(CALLS_OF)}, _BOUNDS, "bounds.")
     for name, value in given.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value != _NONE and not (number and 0 <= value < inf):

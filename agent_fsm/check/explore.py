@@ -391,6 +391,7 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
         return
     spans = [boxes.span(number, place) for number, place in enumerate(key[2])]
     old, kept = boxes.values(run.ledger), (KEEP,) * len(boxes.fields)
+    counts_tools = bool(boxes.reads.counted_tools())
     seen: set[tuple[int, tuple[Op, ...], Counts]] = set()
     for after, move, asked in search.followers(run, key, graph):
         for row in after.taken:
@@ -399,7 +400,10 @@ def _expand(graph: Graph, runs: list[Run], search: _Search, source: int) -> None
             graph.oracles.update(asked)
         counts, ops = counted(run, after), kept
         reached: Sequence[tuple[int, ...]] = ((),)
-        if after.state is not DONE:
+        if after.state is DONE:
+            if counts_tools:
+                ops = (*_ops(boxes, old, after, KEEP), KEEP)
+        else:
             within = (True, True) if after.state is CALL_TOOLS else within_budget(after, asked)
             for measure, fits in zip(("tokens", "cost_usd"), within, strict=True):
                 if not fits:

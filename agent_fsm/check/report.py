@@ -1,12 +1,12 @@
 """What a check found: verdict, bounds, witnesses, a lasso or a ranking."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from enum import StrEnum
 from textwrap import TextWrapper
 from typing import Any, Final, TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
 from agent_fsm.check.code import short
 from agent_fsm.check.witness import Lasso
@@ -71,12 +71,16 @@ class Report:
     guards: tuple[str, ...] = ()
     """The guards that were taken to answer anything."""
     lasso: Lasso | None = None
-    certificate: Certificate | None = None
-    """Given if every run ends."""
+    _certifying: Callable[[], Certificate] | None = field(default=None, eq=False, repr=False, alias="certifying")
     boxes: int = 0
     """Configurations told apart."""
     steps: int = 0
     """Steps taken by the search."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate that every run ends, which `verify` judges; None unless that is proved."""
+        return None if self._certifying is None else self._certifying()
 
     @property
     def terminates(self) -> bool:
