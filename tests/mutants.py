@@ -5,8 +5,9 @@ into its neighbour (`>=` and `>`, `<` and `<=`), in one place or wherever its de
 A mutant is caught if it is refused when a run is made of it, or if a test fails by it. The tests are those of KILLERS:
 about what runs do. Drawings and texts of the table are not among them; they would catch any change.
 
-`python tests/mutants.py` runs those files for each mutant and prints what caught it: of the tests that failed, the one
-that fails for the fewest mutants. AGENT_FSM_MUTANT=NAME runs any test with that mutant in the table's place.
+`python tests/mutants.py` runs those files for each mutant and prints what caught it: of the tests that failed, one that
+makes a claim about rows, and fails for the fewest mutants. AGENT_FSM_MUTANT=NAME runs any test with that mutant in the
+table's place.
 """
 
 import operator
@@ -15,12 +16,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from attrs import define, evolve, field, frozen
 
 from agent_fsm.guards import ALWAYS, Always, Both, Compare, Either, Guard, Is, Named, Not, Number
@@ -315,6 +317,13 @@ class Caught:
     """What was said when a run was made of it."""
     tests: tuple[str, ...] = ()
     """The tests that failed."""
+    claims: tuple[str, ...] = ()
+    """Those of them whose claim did not hold, while the others could not even be put."""
+
+    def best(self, failing: Mapping[str, int]) -> str:
+        """Return the test whose name says best what broke: a claim about rows, which *failing* has for few mutants."""
+        rank = {test: (not test.startswith(KILLERS[0]), test not in self.claims, failing[test]) for test in self.tests}
+        return min(rank, key=rank.__getitem__).partition("::")[2]
 
 
 def refusal(table: Sequence[Row]) -> str:
@@ -330,7 +339,7 @@ def refusal(table: Sequence[Row]) -> str:
 
 
 SECONDS = 120
-"""After which a mutant counts as one that tests hang by."""
+"""After which the tests are taken to hang."""
 
 
 def caught(mutant: Mutant) -> Caught:
@@ -344,24 +353,26 @@ def caught(mutant: Mutant) -> Caught:
         _run_tests(mutant.name, writing)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told = pipe.read().split()
-    os.waitpid(child, 0)
-    return Caught(mutant, tests=tuple(told))
+        told = [line.split("\t") for line in pipe.read().splitlines()]
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"the tests could not be run to their end for {mutant.name}: {status}")
+    return Caught(
+        mutant,
+        tests=tuple(test for test, _ in told),
+        claims=tuple(test for test, claim in told if claim == "True"),
+    )
 
 
-def _run_tests(name: str, writing: int) -> None:
+def _run_tests(name: str, writing: int) -> NoReturn:
     """Write the names of the tests that fail, and exit."""
     signal.alarm(SECONDS)
-    import pytest
 
     class Recorder:
-        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-            if report.failed:
-                os.write(writing, f"{report.nodeid}\n".encode())
-
-        def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-            if report.failed:
-                os.write(writing, f"{report.nodeid}\n".encode())
+        def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo[Any]) -> None:
+            claim = call.excinfo is not None and call.excinfo.errisinstance(AssertionError)
+            if isinstance(node, pytest.Item):  # what can't be collected catches nothing
+                os.write(writing, f"{node.nodeid}\t{claim}\n".encode())
 
     os.environ["AGENT_FSM_MUTANT"] = name
     for module in [each for each in sys.modules if each.split(".")[0] in ("agent_fsm", "tests")]:
@@ -370,8 +381,7 @@ def _run_tests(name: str, writing: int) -> None:
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     options = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not hypothesis", "--tb=no")
-    pytest.main([*options, *KILLERS], plugins=[Recorder()])
-    os._exit(0)
+    os._exit(pytest.main([*options, *KILLERS], plugins=[Recorder()]))
 
 
 _MUTANTS: list[Mutant] = []
@@ -385,10 +395,9 @@ def _caught_by_number(number: int) -> Caught:
 def all_caught(mutants: Sequence[Mutant], workers: int = 2) -> list[Caught]:
     """Return how each was caught, in order."""
     import hypothesis
-    import pytest
     import transitions
 
-    assert hypothesis and pytest and transitions  # once for all children
+    assert hypothesis and transitions  # once for all children
     _MUTANTS[:] = mutants
     with get_context("fork").Pool(workers) as pool:
         found = pool.map(_caught_by_number, range(len(mutants)), chunksize=1)
@@ -403,7 +412,7 @@ def printed(every: Sequence[Caught]) -> str:
         if each.refused:
             how = f"refused when built: {each.refused}"
         elif each.tests:
-            how = min(each.tests, key=lambda test: failing[test]).partition("::")[2]
+            how = each.best(failing)
         elif each.mutant.name in EQUIVALENT:
             how = f"equivalent: {EQUIVALENT[each.mutant.name]}"
         else:
