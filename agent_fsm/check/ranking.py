@@ -38,6 +38,10 @@ class Part:
     boxes: tuple[int, ...]
     counter: int | None = None
     """The place of the field that rises; None for a single box and a choice."""
+    most: float = 0
+    """The greatest value that it has in the layer."""
+    least: float = 1
+    """The least by which a step within the layer raises it."""
     rounds: int = 0
     """How often it can be raised while a run stays in the layer."""
     raising: frozenset[int] = frozenset()
@@ -134,7 +138,8 @@ class _Ranking:
             inner_without = without | {id(edge) for edge in raising}
             inner = self.parts(members, inner_without)
             least = min(edge.ops[number][1] for edge in raising)
-            part = Part(members, number, int((high - low) // least), frozenset(map(id, raising)), inner)
+            rounds = int((high - low) // least)
+            part = Part(members, number, high, least, rounds, frozenset(map(id, raising)), inner)
             part.unbounded = any(each.unbounded for each in inner)
             layers.append(part)
         return layers
@@ -209,8 +214,9 @@ def ranks(parts: Sequence[Part], fields: Sequence[str]) -> dict[int, tuple[int |
 
 # The most that a way adds up to
 
-Way: TypeAlias = Callable[[int], Generator[Edge, None, int]]
-"""From a box, the steps of a dearest way on; the iterator returns the box in which it leaves the part."""
+Way: TypeAlias = Callable[[int, Sequence[float] | None], Generator[Edge, None, int]]
+"""From a box, the steps of a dearest way on; the iterator returns the box in which it leaves the part. Given the
+numbers of a run in the box, the way is one that so many rounds are left for."""
 
 
 def most_of(graph: Graph, parts: Sequence[Part], weight: Callable[[Edge], float]) -> tuple[float, Way]:
@@ -255,11 +261,12 @@ class _Solver:
             values.update(inner)
             walks[id(part)] = walk
 
-        def walk_on(box: int) -> Generator[Edge, None, int]:
+        def walk_on(box: int, numbers: Sequence[float] | None) -> Generator[Edge, None, int]:
             while True:
                 walk = walks.get(id(home[box]))
                 if walk is not None:
-                    box = yield from walk(box)
+                    box = yield from walk(box, numbers)
+                    numbers = None
                 edge = chosen[box]
                 if edge is None:
                     return box
@@ -272,8 +279,8 @@ class _Solver:
         solved = [self.solve(choice, leaving, without) for choice in part.choices]
         values = {box: min(each[0][box] for each in solved) for box in part.boxes}
 
-        def walk(box: int) -> Generator[Edge, None, int]:
-            return min(solved, key=lambda each: each[0][box])[1](box)
+        def walk(box: int, numbers: Sequence[float] | None) -> Generator[Edge, None, int]:
+            return min(solved, key=lambda each: each[0][box])[1](box, numbers)
 
         return values, walk
 
@@ -318,11 +325,14 @@ class _Solver:
             faster = self._fastest(part, added, without)
             values = {box: value + left * faster.get(box, 0) for box, value in values.items()}
 
-        def walk_rounds(box: int) -> Generator[Edge, None, int]:
+        def walk_rounds(box: int, numbers: Sequence[float] | None) -> Generator[Edge, None, int]:
             rounds = part.rounds
+            if numbers is not None and part.counter is not None:
+                rounds = max(0, int((part.most - numbers[part.counter]) // part.least))
             while True:
                 _, walk, chosen = layers[min(rounds, len(layers) - 1)]
-                box = yield from walk(box)
+                box = yield from walk(box, numbers)
+                numbers = None
                 edge = chosen[box]
                 if edge is None:
                     return box

@@ -6,7 +6,7 @@ of it must be among the steps that the certificate names, and along each of thos
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from math import inf, nextafter
 from typing import Any, TypeAlias
 
@@ -28,6 +28,8 @@ _TASK = ({"role": "user", "content": "x"},)
 _FAR = 10**9
 """So far above the least number of a box without an end is the other one that is tried."""
 _REAL = ("ledger.seconds", "ledger.retry_at", "ledger.cost_usd")
+_WORLDS = (*_REAL, "ledger.stale", "ledger.repeats", "ledger.tokens", "charged.tokens")
+"""Fields that the world sets as it likes, or of which only the least is known."""
 _FLAGS: Mapping[str, Any] = {"ending": StopReason, "research_tools": bool, "asking": State}
 
 
@@ -50,10 +52,16 @@ def verify(certificate: Mapping[str, Any], table: Sequence[Row], config: AgentCo
     first, world = start(_TASK, config, rows), world_of(config, reads)
     if not _holds(boxes[0], fields, first, reads):
         faults.append("runs do not start in box 0")
-    turning = {}
-    for number, name in enumerate(fields):
-        begins = {box["fields"][number][0] for box in boxes if "fields" in box}
-        turning[name] = _turning(name, begins, reads, table, config.max_tools_per_iter)
+    begins = {
+        name: {box["fields"][number][0] for box in boxes if "fields" in box} for number, name in enumerate(fields)
+    }
+    turning = {name: _turning(name, begins[name], reads, table, config.max_tools_per_iter) for name in fields}
+    faults += [
+        f"a step from box {box} leads to box {to} and not to all those beside it"
+        for box, following in enumerate(steps)
+        for to, changes in following
+        if not _covered(boxes[box], boxes[to], changes, [boxes[other] for other, _ in following], begins)
+    ]
     for number, box in enumerate(boxes):
         faults += [
             f"in box {number} a guard turns between two values of {name}" for name in _split(box, fields, turning)
@@ -82,6 +90,38 @@ def _misshapen(fields: list[str], boxes: list[Any], steps: list[Any], reads: Rea
     if any("fields" in box and len(box["fields"]) != len(fields) for box in boxes):
         faults.append("a box has not one range for each field")
     return faults
+
+
+_KIND = ("state", "listed", "flags", "turn", "said", "asking")
+
+
+def _covered(
+    box: Mapping[str, Any],
+    target: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
+    begins: Mapping[str, set[float]],
+) -> bool:
+    """Return whether a step that makes *changes* to any of the numbers in *box* leads to one of *targets*."""
+    if target["state"] == DONE.value:
+        return True
+    alike = [each for each in targets if all(each.get(name) == target[name] for name in _KIND)]
+    axes: list[list[float]] = []
+    for name, (low, high), (first, _) in zip(begins, box["fields"], target["fields"], strict=True):
+        verb, amount = changes.get(name, ("add", 0))
+        if name in _WORLDS:
+            axes.append([first])
+        elif verb == "put":
+            axes.append([amount])
+        else:
+            last = inf if high is None else high + amount
+            axes.append([low + amount, *(each for each in begins[name] if low + amount < each <= last)])
+    return all(any(_within(each, values) for each in alike) for values in product(*axes))
+
+
+def _within(box: Mapping[str, Any], values: Sequence[float]) -> bool:
+    ends = zip(values, box["fields"], strict=True)
+    return all(low <= value <= (inf if high is None else high) for value, (low, high) in ends)
 
 
 _Turning: TypeAlias = tuple[set[float], set[float]]

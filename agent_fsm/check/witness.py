@@ -52,7 +52,7 @@ def replayed(table: Sequence[Row], config: AgentConfig, graph: Graph, way: Way) 
     events: list[Event] = []
     counts = [0] * len(COUNTS)
     while run.state is not DONE and len(events) < MOST_EVENTS:
-        gone = _gone(run, graph, way(box), MOST_EVENTS - len(events))
+        gone = _gone(run, graph, way(box, graph.boxes.values(run.ledger)), MOST_EVENTS - len(events))
         events += gone.events
         counts = [one + other for one, other in zip(counts, gone.counts, strict=True)]
         run, parted = gone.run, parted or gone.parted

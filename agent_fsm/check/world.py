@@ -205,7 +205,12 @@ def _turns(config: AgentConfig, reads: Reads, work: str) -> list[tuple[str, ...]
     most, tools = config.max_tools_per_iter, reads.counted_tools()
     totals = range(1, most + 1) if reads.reads("tool_calls") else (most,)
     turns = []
-    for counts in product(range(most + 1), repeat=len(tools)):
+    kinds = []
+    for tool in tools:
+        # As many calls as the last cut are as good as any number above them; the most is what a bound is about
+        last = int(max(reads.cuts["calls", tool], default=0))
+        kinds.append(sorted({*range(min(last, most) + 1), most}))
+    for counts in product(*kinds):
         for total in totals:
             if sum(counts) <= total:
                 named = [name for name, count in zip(tools, counts, strict=True) for _ in range(count)]
