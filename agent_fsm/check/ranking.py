@@ -266,8 +266,7 @@ class _Solver:
                 walk = walks.get(id(home[box]))
                 if walk is not None:
                     box = yield from walk(box, numbers)
-                    numbers = None
-                edge = chosen[box]
+                edge, numbers = chosen[box], None
                 if edge is None:
                     return box
                 yield edge

@@ -154,10 +154,11 @@ def _bounds_told(bounds: Sequence[Bound]) -> str:
     marks = {note: f"[{number}]" for number, note in enumerate(dict.fromkeys(_notes(bounds)), 1)}
     told = {bound.name: "none" if bound.at_most is None else number_text(bound.at_most) for bound in bounds}
     width = max(map(len, told.values()))
+    names = max(_INDENT - 2, 2 + max(len(bound.name) for bound in bounds))
     return "\n".join(
         (
             "at worst a run comes to",
-            *(_bound_line(bound, f"{told[bound.name]:>{width}}", marks) for bound in bounds),
+            *(_bound_line(bound, f"{bound.name:<{names}}", f"{told[bound.name]:>{width}}", marks) for bound in bounds),
             *(_wrapped(note, f"  {mark} ", " " * 6) for note, mark in marks.items()),
         )
     )
@@ -167,9 +168,9 @@ def _notes(bounds: Iterable[Bound]) -> list[str]:
     return [bound.note for bound in bounds if bound.note]
 
 
-def _bound_line(bound: Bound, most: str, marks: Mapping[str, str]) -> str:
+def _bound_line(bound: Bound, name: str, most: str, marks: Mapping[str, str]) -> str:
     how = "no bound" if bound.at_most is None else "exactly" if bound.exact else "at most"
-    line = f"  {bound.name:<{_INDENT - 2}}{how:<10}{most}  {marks.get(bound.note, ''):<5}"
+    line = f"  {name}{how:<10}{most}  {marks.get(bound.note, ''):<5}"
     if how == "at most":
         reached = bound.reached
         line += "no run of it is known" if reached is None else f"a run of {number_text(reached, up=False)} is known"
