@@ -660,13 +660,11 @@ class _World:
         return sorted({now, *(cut for cut in cuts if cut > now), self.config.max_wallclock_seconds})
 
     def _spent(self) -> Iterator[dict[str, Any]]:
-        yield {"prompt_tokens": 0, "completion_tokens": 0}
-        if ("ledger", "tokens") in self.watch.numbers:
-            yield {"prompt_tokens": 1, "completion_tokens": 0}
-            yield {"prompt_tokens": 10_000, "completion_tokens": 0}
-            yield {"prompt_tokens": None, "completion_tokens": None}
-        if ("ledger", "cost_usd") in self.watch.numbers:
-            yield {"prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0.6}
+        read = [("ledger", name) in self.watch.numbers for name in ("tokens", "cost_usd")]
+        for tokens in (0, 1, 10_000, None) if read[0] else (0,):
+            for cost in (0.0, 0.6) if read[1] else (None,):
+                used = None if tokens is None else 0
+                yield {"prompt_tokens": tokens, "completion_tokens": used, "cost_usd": cost}
 
     def _results(self, calls: Sequence[ToolCall], now: float) -> Iterator[ToolsFinished]:
         runnable = [call for call in calls if not call.not_run]
