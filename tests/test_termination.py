@@ -85,7 +85,7 @@ def test_every_run_ends(name: str) -> None:
 
 
 @each_config
-def test_every_run_ends_says_a_verifier_that_shares_no_code_with_the_search(name: str) -> None:
+def test_every_run_ends_says_a_verifier_that_does_without_the_search(name: str) -> None:
     certificate = checked(name).certificate
 
     assert certificate is not None

@@ -1,4 +1,6 @@
-"""`verify`: whether a certificate shows that every run of a table ends. Shares no code with the search that wrote it.
+"""`verify`: whether a certificate shows that every run of a table ends, without the search that wrote it.
+
+What the world may answer, what guards read and the oracles it has in common with the search: a fault there passes both.
 
 It takes no step of the certificate on trust. The run with the least and the one with the greatest numbers of each box
 are put together anew and the real `step` is asked what follows, whatever the world and the free guards may answer; all
