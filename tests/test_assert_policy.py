@@ -67,6 +67,18 @@ def ran(error: PolicyError) -> dict[str, Any]:
 # What passes
 
 
+def test_more_calls_of_one_tool_than_are_allowed_are_shown_by_the_shortest_run() -> None:
+    table = TABLE.stopping(ledger.calls_of("exec_shell") >= 2, StopReason.BUDGET, closing=False)
+    config = evolve(SMALL, max_tools_per_iter=1)
+
+    report = assert_policy(table, config, at_most={"calls_of_exec_shell": 2}, examples=20)
+    error = failure(table, config, at_most={"calls_of_exec_shell": 1})
+
+    assert report.bound("calls_of_exec_shell").exact
+    assert error.what == "a run comes to 2 calls_of_exec_shell, of which at most 1 are allowed"
+    assert len(error.events) == 5  # the listing, and two calls with their results
+
+
 def test_the_table_that_ships_passes_and_its_proof_is_returned() -> None:
     report = assert_policy(limits=SMALL, at_most={"model_calls": 5, "tool_calls": 4, "seconds": 120}, examples=50)
 

@@ -390,6 +390,29 @@ def test_the_program_of_a_bound_runs_and_comes_to_it(name: str) -> None:
     assert f">= {found.bound(name).at_most:.0f}\n" in program(found, name, ("agent_fsm", "TABLE"))
 
 
+COUNTS_SHELLS = TABLE.stopping(ledger.calls_of("exec_shell") >= 2, StopReason.BUDGET, closing=False)
+
+
+def test_the_program_of_the_calls_of_one_tool_runs_and_comes_to_them() -> None:
+    found = check(COUNTS_SHELLS, AgentConfig(max_iterations=3, max_tools_per_iter=1))
+
+    text = program(found, "calls_of_exec_shell", ("tests.test_contract", "COUNTS_SHELLS"))
+    exec(text, {})  # as above
+
+    assert ">= 2\n" in text
+
+
+def test_calls_of_one_tool_are_kept_by_a_contract_and_may_not_grow() -> None:
+    kept = read_contract(contract_of(check(COUNTS_SHELLS, AgentConfig(max_iterations=3, max_tools_per_iter=1))))
+
+    now = check(COUNTS_SHELLS, AgentConfig(max_iterations=3, max_tools_per_iter=2))
+
+    assert kept.bounds["calls_of_exec_shell"] == 2
+    assert [(each.told, each.broken) for each in changes(kept, now) if each.promise == "calls_of_exec_shell"] == [
+        ("calls_of_exec_shell grew from 2 to 3", True)
+    ]
+
+
 def test_a_program_that_claims_too_much_fails() -> None:
     text = program(report(), "model_calls", ("agent_fsm", "TABLE"))
 

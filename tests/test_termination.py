@@ -175,7 +175,7 @@ waits = st.sampled_from([0.0, 0.0, 0.1, 5.0, 60.0, 200.0])
 @cache
 def explored(name: str) -> Graph:
     config = CONFIGS[name]
-    return explore(TABLE, config, boxes_of(TABLE, config))
+    return explore(TABLE, config, boxes_of(TABLE, config), most=10_000)
 
 
 @st.composite

@@ -6,7 +6,7 @@ from functools import cache
 from attrs import asdict, evolve
 
 from agent_fsm.check.certificate import certificate_of
-from agent_fsm.check.explore import COUNTS, TASK, Edge, Graph, TooManyError, boxes_of, explore
+from agent_fsm.check.explore import CALLS_OF, COUNTS, TASK, Edge, Graph, TooManyError, amount_of, boxes_of, explore
 from agent_fsm.check.ranking import Part, most_of, ranked, residue
 from agent_fsm.check.reads import Field
 from agent_fsm.check.report import Bound, Report, Verdict
@@ -27,8 +27,6 @@ from agent_fsm.table import TABLE, Row
 
 __all__ = ["check"]
 
-CALLS_OF = "calls_of_"
-"""How the bounds begin that are about one tool: those whose calls a guard counts."""
 MOST_BOXES = 20_000
 FINER_BOXES = 4_000
 """Boxes up to which finer ones are tried, for bounds that no run was found to come to."""
@@ -190,9 +188,9 @@ def _measured(graph: Graph, name: str) -> tuple[Callable[[Edge], float], Callabl
         return lambda edge: edge.counts[place], lambda known: known.counts[place]
     tool = name.removeprefix(CALLS_OF)
     if ("calls", tool) not in graph.boxes.fields:  # no guard turns at any number of them
-        return lambda edge: edge.counts.tool_calls, lambda known: known.run.ledger.calls.get(tool, 0)
+        return lambda edge: edge.counts.tool_calls, lambda known: amount_of(known.run.ledger, name)
     number = graph.boxes.fields.index(("calls", tool))
-    return lambda edge: edge.ops[number][1], lambda known: known.run.ledger.calls.get(tool, 0)
+    return lambda edge: edge.ops[number][1], lambda known: amount_of(known.run.ledger, name)
 
 
 def _amounts(table: Sequence[Row], config: AgentConfig, graph: Graph, counts: list[Bound]) -> list[Bound]:

@@ -12,8 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from attrs import field, fields, frozen
 
-from agent_fsm.check.checking import CALLS_OF
-from agent_fsm.check.explore import COUNTS
+from agent_fsm.check.explore import CALLS_OF, COUNTS
 from agent_fsm.check.report import Report, Verdict
 from agent_fsm.config import Limits
 from agent_fsm.errors import ConfigError, ContractError

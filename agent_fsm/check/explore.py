@@ -25,11 +25,26 @@ from agent_fsm.machine import Run, start, step
 from agent_fsm.protocol import CALL_TOOLS, DONE, PLAN, REPAIR, RESEARCH, SUMMARIZE, Ended, ModelReplied, ToolsListed
 from agent_fsm.table import Row, Update
 
-__all__ = ["COUNTS", "TASK", "Boxes", "Edge", "Graph", "Key", "Op", "TooManyError", "boxes_of", "counted", "explore"]
+__all__ = [
+    "CALLS_OF",
+    "COUNTS",
+    "TASK",
+    "Boxes",
+    "Edge",
+    "Graph",
+    "Key",
+    "Op",
+    "TooManyError",
+    "amount_of",
+    "boxes_of",
+    "counted",
+    "explore",
+]
 
 TASK = ({"role": "user", "content": "x"},)
 """The conversation that runs begin with here; a longer one only leaves less room in the budget."""
-MOST_BOXES = 200_000
+CALLS_OF = "calls_of_"
+"""How the bounds begin that are about one tool: those whose calls a guard counts."""
 CHARGED: Field = ("charged", "tokens")
 """Stands for the tokens of requests without a reply. They cost their worst case, and where the budget is asked before
 the next request, there is room for so many only; nothing else is known of tokens, as a reply may report none."""
@@ -220,6 +235,14 @@ def counted(before: Run, after: Run) -> Counts:
     )
 
 
+def amount_of(ledger: Ledger, name: str) -> float:
+    """Return what a run has come to by its *ledger*, of what is no count: `tokens`, `calls_of_deploy`, ..."""
+    if name.startswith(CALLS_OF):
+        return ledger.calls.get(name.removeprefix(CALLS_OF), 0)
+    value: float = getattr(ledger, name)
+    return value
+
+
 class Edge(NamedTuple):
     """A step from one box to another."""
 
@@ -332,7 +355,7 @@ class _Search:
                 todo += answers_of(script, closing_summary=self.closing_summary)
 
 
-def explore(table: Sequence[Row], config: AgentConfig, boxes: Boxes, *, most: int = MOST_BOXES) -> Graph:
+def explore(table: Sequence[Row], config: AgentConfig, boxes: Boxes, *, most: int) -> Graph:
     """Return all the *boxes* that runs of *table* go through under the limits of *config*.
 
     Raises:

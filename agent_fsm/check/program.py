@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from agent_fsm.check.code import WIDTH, classes, code, pasted
-from agent_fsm.check.explore import COUNTS, TASK
+from agent_fsm.check.explore import CALLS_OF, COUNTS, TASK
 from agent_fsm.check.report import Report
 from agent_fsm.config import AgentConfig
 from agent_fsm.protocol import Event
 
-__all__ = ["program"]
+__all__ = ["measured", "program"]
 
 
 def program(report: Report, name: str, table: tuple[str, str]) -> str:
@@ -28,13 +28,16 @@ def program(report: Report, name: str, table: tuple[str, str]) -> str:
         bound = report.bound(name)
         most = "no bound" if bound.at_most is None else f"of at most {bound.at_most:.17g}"
         claim = f"{name}: a run that comes to {bound.reached:.17g}, {most}"
-        lists, replay, claimed = {"events": bound.witness}, "events", (_measured(name), ">=", f"{bound.reached:.17g}")
+        lists, replay, claimed = {"events": bound.witness}, "events", (measured(name), ">=", f"{bound.reached:.17g}")
     return _program(claim, lists, (replay, *claimed), report.config, table)
 
 
-def _measured(name: str) -> str:
+def measured(name: str) -> str:
+    """Return an expression for what `runs`, a list of the runs after each event, come to of the bound called *name*."""
     if name in COUNTS:
         return f"sum(counted(*each).{name} for each in pairwise(runs))"
+    if name.startswith(CALLS_OF):
+        return f"runs[-1].ledger.calls.get({code(name.removeprefix(CALLS_OF))}, 0)"
     return f"runs[-1].ledger.{name}"
 
 
@@ -45,8 +48,8 @@ def _program(
     config: AgentConfig,
     table: tuple[str, str],
 ) -> str:
-    replay, measured, sign, value = asserted
-    counts = "pairwise" in measured
+    replay, reached, sign, value = asserted
+    counts = "pairwise" in reached
     imports: dict[str, set[str]] = {"agent_fsm.machine": {"start", "step"}}
     if counts:
         imports["agent_fsm.check.explore"] = {"counted"}
@@ -61,7 +64,7 @@ def _program(
         *(pasted(events, called) for called, events in lists.items()),
         f"first = start({code(list(TASK))}, config, {table[1]})\n"
         f"runs = list(accumulate({replay}, step, initial=first))\n"
-        f"assert {measured} {sign} {value}\n"
+        f"assert {reached} {sign} {value}\n"
         "print(runs[-1].state, runs[-1].reason or runs[-1].taken[-1].label)",
     )
     return "\n\n".join(blocks)

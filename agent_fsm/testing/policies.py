@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias
 from attrs import evolve, field, frozen, mutable
 
 from agent_fsm.check import Report, check
-from agent_fsm.check.explore import COUNTS, TASK, counted
+from agent_fsm.check.explore import CALLS_OF, COUNTS, TASK, amount_of, counted
+from agent_fsm.check.program import measured
 from agent_fsm.config import Limits
 from agent_fsm.driver import run_agent
 from agent_fsm.errors import NoRowError, TableError
@@ -29,7 +30,6 @@ __all__ = ["Invariant", "PolicyError", "assert_policy"]
 Invariant: TypeAlias = Callable[[Run, Event, Run], bool | None]
 """Gets the run before a step, the event and the run after it. False means broken, and so does whatever it raises."""
 _NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
-_AMOUNTS = ("seconds", "tokens", "cost_usd")
 _RUN_EACH = 4
 """So many random payloads come to one whole run through the driver, which takes about as long as they do."""
 
@@ -120,7 +120,7 @@ def _exceeded(report: Report, at_most: Mapping[str, float]) -> Broken | None:
             continue
         if bound.reached is not None and bound.reached > most:
             events = _cut_to(report, bound.witness, name, most)
-            reached = _spent(report, events)[name]
+            reached = _spent(report, events, name)
             what = f"a run comes to {reached:,g} {name}, of which at most {most:,g} are allowed"
         else:
             events = bound.witness
@@ -135,28 +135,26 @@ _COUNTING = {"counted": "agent_fsm.check.explore", "pairwise": "itertools"}
 
 
 def _shown_count(name: str) -> tuple[str, ...]:
-    if name in COUNTS:
-        return (f'print("{name}:", sum(counted(*each).{name} for each in pairwise(runs)))',)
-    return (f'print("{name}:", runs[-1].ledger.{name})',)
+    return (f'print("{name}:", {measured(name)})',)
 
 
-def _spent(report: Report, events: Sequence[Event]) -> dict[str, float]:
-    """Return what a run comes to in which *events* happen."""
+def _spent(report: Report, events: Sequence[Event], name: str) -> float:
+    """Return what a run in which *events* happen comes to, of what the bound called *name* is about."""
     run, totals = start(TASK, report.config, report.table), [0] * len(COUNTS)
     for event in events:
         after = step(run, event)
         totals = [one + other for one, other in zip(totals, counted(run, after), strict=True)]
         run = after
-    return {**dict(zip(COUNTS, totals, strict=True)), **{name: getattr(run.ledger, name) for name in _AMOUNTS}}
+    return totals[COUNTS.index(name)] if name in COUNTS else amount_of(run.ledger, name)
 
 
 def _cut_to(report: Report, events: tuple[Event, ...], name: str, most: float) -> tuple[Event, ...]:
     """Return as few of *events* as still come to more than *most*."""
 
     def exceeds(some: tuple[Event, ...]) -> bool:
-        return _is_run(report, some) and _spent(report, some)[name] > most
+        return _is_run(report, some) and _spent(report, some, name) > most
 
-    end = next(end for end in range(1, len(events) + 1) if _spent(report, events[:end])[name] > most)
+    end = next(end for end in range(1, len(events) + 1) if _spent(report, events[:end], name) > most)
     return _fewest(events[:end], exceeds)
 
 
@@ -274,15 +272,12 @@ class _Watched:
             yield from _doubted(number, invariant, before, event, self.run)
 
     def _over(self) -> Iterator[Broken]:
-        reached = {**dict(zip(COUNTS, self.totals, strict=True)), "tokens": self.run.ledger.tokens}
+        counts = dict(zip(COUNTS, self.totals, strict=True))
         for bound in self.judge.report.bounds:
-            came = reached.get(bound.name)
-            if (
-                came is None
-                or bound.at_most is None
-                or came <= bound.at_most
-                or (bound.name == "tokens" and not self.honest)
-            ):
+            if bound.name not in counts and bound.name != "tokens" and not bound.name.startswith(CALLS_OF):
+                continue
+            came = counts[bound.name] if bound.name in counts else amount_of(self.run.ledger, bound.name)
+            if bound.at_most is None or came <= bound.at_most or (bound.name == "tokens" and not self.honest):
                 continue
             what = f"a run comes to {came:,g} {bound.name}, of which at most {bound.at_most:,g} were proved"
             yield Broken(f"bound {bound.name}", what, shown=_shown_count(bound.name), imports=_COUNTING)
