@@ -50,6 +50,8 @@ __all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "
 
 GRACE_SECONDS = 0.1
 """How long interrupted code may take to clean up before it is abandoned."""
+_CLOSING_S = 2.0
+"""Seconds that tools may take to close after a run that has them left; after one that has not, it is the grace."""
 
 Clock: TypeAlias = Callable[[], float]
 """Returns seconds from any fixed point. If it has an async method `sleep(seconds)`, retries wait by that."""
@@ -144,7 +146,10 @@ class AgentRun:
         self._client: ModelClient = _default_client(config) if model_client is None else model_client
         self._config = _priced(config, self._client)
         self._tools = tools
-        self._call_tool: Callable[[dict[str, Any]], Any] = _no_tool if tools is None else tools.call_openai_tool
+        self._backend = type(tools).__name__
+        self._call_tool: Callable[[dict[str, Any]], Any] = _no_tool
+        self._tools_changed: Callable[[], bool] | None = None
+        self._close_tools: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._on_event = _both(on_event, _logger() if log else None)
         self._clock = clock
         self._run = start(messages, self._config, table)
@@ -162,6 +167,7 @@ class AgentRun:
         self._began = 0.0
         self._waiters: list[asyncio.Future[None]] = []
         self._ended = False
+        self._closing: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
 
     def __await__(self) -> Generator[Any, None, AgentResult]:
@@ -211,6 +217,8 @@ class AgentRun:
 
     def cancel(self) -> bool:
         """End the run as `cancelled`; return False if it is over already. May be called from the loop's thread only."""
+        if self._closing:
+            self._loop.call_later(GRACE_SECONDS, _cancel, self._closing)
         if self._ended or self._run.reason is not None:
             return False
         if not self._cancelled:
@@ -226,6 +234,12 @@ class AgentRun:
         if self._clock is None:
             self._clock = self._loop.time
         self._sleep = getattr(self._clock, "sleep", asyncio.sleep)
+        if self._tools is not None:
+            for_run = getattr(self._tools, "for_run", None)
+            self._tools = tools = self._tools if for_run is None else for_run()
+            self._call_tool = tools.call_openai_tool
+            self._tools_changed = getattr(tools, "tools_changed", None)
+            self._close_tools = getattr(tools, "aclose", None) if for_run is not None else None
         self._began = self._clock()
         self._new_hand()
 
@@ -289,13 +303,18 @@ class AgentRun:
         except _AbandonedError:
             return
         finally:
-            if self._owns_client and asyncio.current_task() is self._hand:
-                await self._close_client()
+            if asyncio.current_task() is self._hand:
+                await self._close()
 
-    async def _close_client(self) -> None:
-        close = getattr(self._client, "aclose", None)
-        if close is not None:
-            await _bounded(close())
+    async def _close(self) -> None:
+        """Close what the run opened: politely if it has time left, else within the grace."""
+        closes = [self._close_tools, getattr(self._client, "aclose", None) if self._owns_client else None]
+        closing = self._closing = {self._loop.create_task(close()) for close in closes if close is not None}
+        if closing:
+            ledger = self._run.ledger
+            left = ledger.limits.max_wallclock_seconds - (self._clock() - self._began)  # type: ignore[misc] # set by now
+            hurried = self._cancelled or left < GRACE_SECONDS
+            await _bounded(closing, GRACE_SECONDS if hurried else min(left, _CLOSING_S))
 
     def _take(self, event: Event) -> None:
         self._run = run = step(self._run, event)
@@ -410,11 +429,25 @@ class AgentRun:
         outcome = await self._within(left, _Stop.DEADLINE, tools.list_openai_tools)
         if isinstance(outcome, _Stop) or self._stop is not None:
             return self._interrupted()
-        backend = type(tools).__name__
         if isinstance(outcome, _Raised):
-            return ToolsUnavailable(self._now(), backend, _told(outcome.error))
-        research = read_field(tools, "research_tools")
-        return read_tools(outcome, now=self._now(), backend=backend, research=research)
+            return ToolsUnavailable(self._now(), self._backend, _told(outcome.error))
+        return self._listed(outcome)
+
+    def _listed(self, outcome: object) -> ToolsListed | ToolsUnavailable:
+        research = read_field(self._tools, "research_tools")
+        return read_tools(outcome, now=self._now(), backend=self._backend, research=research)
+
+    async def _listed_anew(self, left: float) -> ToolsListed | None:
+        """Return what the tool backend offers now if that has changed and it says so in time; None: go on as before."""
+        limit = min(left, self._config.tool_timeout_seconds)
+        outcome = await self._within(limit, _Stop.TOOL_TIMEOUT, self._ask_anew)
+        self._stop = None  # the calls of the turn are done: the time of the run and a cancel come up at its next effect
+        listed = None if outcome is None or isinstance(outcome, _Stop | _Raised) else self._listed(outcome)
+        return listed if isinstance(listed, ToolsListed) else None
+
+    async def _ask_anew(self) -> list[dict[str, Any]] | None:
+        assert self._tools is not None and self._tools_changed is not None  # it is they who have changed
+        return await self._tools.list_openai_tools() if self._tools_changed() else None
 
     async def _ask(self, ask: AskModel, left: float) -> Event:
         run = self._run
@@ -449,6 +482,7 @@ class AgentRun:
     async def _run_tools(self, left: float) -> Event:
         turn = self._turn
         assert turn is not None  # set for this effect
+        began = self._loop.time()
         todo = [number for number, slot in enumerate(turn.slots) if slot is None]
         if len(todo) == 1:
             stop = await self._run_one(turn, todo[0], left)
@@ -458,8 +492,11 @@ class AgentRun:
             return self._interrupted()
         if isinstance(stop, _Raised):
             raise stop.error  # no tool's: they have their results
+        listing = None
+        if self._tools_changed is not None and not self._cancelled:
+            listing = await self._listed_anew(max(0.0, left - (self._loop.time() - began)))
         results = turn.results(_FOREIGN_CANCEL, self._loop.time())
-        return finished(turn.calls, results, self._seen, now=self._now())
+        return finished(turn.calls, results, self._seen, now=self._now(), listing=listing)
 
     async def _run_one(self, turn: _Turn, number: int, left: float) -> "_Stop | None":
         """Run the only call of a turn without a task of its own, which would cost more than all else in the turn."""
@@ -545,18 +582,24 @@ async def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
 
 async def _end(tasks: "Collection[asyncio.Task[Any]]") -> None:
     """Cancel *tasks* and wait a moment for them; who ignores that is left behind."""
-    for task in tasks:
-        task.cancel()
+    _cancel(tasks)
     if tasks:
         await asyncio.wait(tasks, timeout=GRACE_SECONDS / 2)
 
 
-async def _bounded(closing: Coroutine[Any, Any, object]) -> None:
-    """Await what closes something, for a moment."""
-    task = asyncio.ensure_future(closing)
-    task.add_done_callback(_look_at)
-    await asyncio.wait({task}, timeout=GRACE_SECONDS)
-    await _end([task])
+def _cancel(tasks: "Collection[asyncio.Task[Any]]") -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def _bounded(closing: "Collection[asyncio.Task[Any]]", seconds: float) -> None:
+    """Wait for what closes something, but no longer than *seconds* and a moment in which to end when cancelled."""
+    for task in closing:
+        task.add_done_callback(_look_at)
+    try:
+        await asyncio.wait(closing, timeout=seconds)
+    finally:
+        await _end([task for task in closing if not task.done()])
 
 
 _OUR_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
@@ -718,5 +761,5 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
     `asyncio.run` would wait for ever for a task that ignores cancellation.
     """
     loop.run_until_complete(_end(asyncio.all_tasks(loop)))
-    loop.run_until_complete(_bounded(loop.shutdown_asyncgens()))
+    loop.run_until_complete(_bounded({loop.create_task(loop.shutdown_asyncgens())}, GRACE_SECONDS))
     loop.close()

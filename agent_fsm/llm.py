@@ -99,6 +99,7 @@ class LiteLLMClient:
         self._config = config
         self._passed_on = {k: v for k, v in config.completion_kwargs.items() if k not in _HANDLED_HERE}
         self._timeout_s: float = min(config.max_wallclock_seconds, config.completion_kwargs.get("timeout", math.inf))
+        self._choice_refused = False
         self._owner = f"-agent_fsm-{next(_owner_numbers)}"
         self._router: Any = None
         self._litellm: Any = None
@@ -118,6 +119,10 @@ class LiteLLMClient:
         except TimeoutError:
             raise ModelError(f"{request.model}: no reply within {timeout_s:g} s", retryable=True) from None
         except (import_module("openai").OpenAIError, litellm.BudgetExceededError) as error:
+            if _choice_refused(error, request):
+                self._choice_refused = True
+                text = f"{request.model} can't be told which tool to call; asked again, it is left the choice"
+                raise ModelError(text, retryable=True) from None
             # from None: the chain holds headers, and they hold the key
             raise _model_error(litellm, error, request.model, self._config.completion_kwargs) from None
         return self._reply(response, request.model)
@@ -156,9 +161,14 @@ class LiteLLMClient:
                 messages=request.messages,
                 # constant: LiteLLM opens a new client, hence a new connection, for each new value
                 timeout=self._timeout_s,
-                **_offered(request),
+                **_offered(request, free=self._choice_refused or not self._may_force(litellm, request.model)),
                 **_ceilings(self._config.completion_kwargs, request.max_tokens),
             )
+
+    def _may_force(self, litellm: Any, model: str) -> bool:
+        """Return whether *model* may be told which tool to call. Models that think first refuse to be."""
+        thinks = any(name in self._config.completion_kwargs for name in ("thinking", "reasoning_effort"))
+        return not thinks and "tool_choice" in (litellm.get_supported_openai_params(model=model) or ())
 
     def _new_router(self, litellm: Any) -> Any:
         router = litellm.Router(
@@ -228,7 +238,8 @@ _loading: Future[Any] | None = None
 _loading_lock = threading.Lock()
 
 
-def _offered(request: ModelRequest) -> dict[str, Any]:
+def _offered(request: ModelRequest, *, free: bool) -> dict[str, Any]:
+    """Return the tools of *request* as LiteLLM takes them, and which to choose; *free* leaves that to the model."""
     tools: Sequence[Mapping[str, Any]] = request.tools
     if not tools and any(message["role"] == "tool" for message in request.messages):
         tools = (_PLACEHOLDER,)
@@ -237,8 +248,14 @@ def _offered(request: ModelRequest) -> dict[str, Any]:
     # a copy: LiteLLM's Gemini code strips schemas in place
     offered: dict[str, Any] = {"tools": [deepcopy(dict(tool)) for tool in tools]}
     if request.tools and request.tool_choice is not None:
-        offered["tool_choice"] = request.tool_choice
+        offered["tool_choice"] = "auto" if free else request.tool_choice
     return offered
+
+
+def _choice_refused(error: Exception, request: ModelRequest) -> bool:
+    """Return whether the provider refused *request* because it says which tool to call."""
+    forced = request.tool_choice not in (None, "auto")
+    return forced and getattr(error, "status_code", None) == 400 and "tool_choice" in str(error)
 
 
 # Some providers take a conversation with calls in it only if tools are offered; a call of this is answered "not run"

@@ -202,12 +202,16 @@ def _record(run: Run, event: Event) -> None:
         case Interrupted():
             _record_interruption(run, event)
         case ToolsListed():
-            run.listed = True
-            run.tools, run.research, run.tools_size = event.tools, event.research, event.size
-            run.names = tuple(tool["function"]["name"] for tool in event.tools)
-            run.ledger.research_tools = bool(event.research)
+            _record_listing(run, event)
         case ToolsUnavailable():
             run.detail = f"{event.backend} could not say which tools it has: {event.error}"
+
+
+def _record_listing(run: Run, listing: ToolsListed) -> None:
+    run.listed = True
+    run.tools, run.research, run.tools_size = listing.tools, listing.research, listing.size
+    run.names = tuple(tool["function"]["name"] for tool in listing.tools)
+    run.ledger.research_tools = bool(listing.research)
 
 
 def _record_reply(run: Run, reply: ModelReplied) -> None:
@@ -296,6 +300,8 @@ def _record_results(run: Run, event: ToolsFinished) -> None:
     ledger.ended = Ended.FAILED if event.failed else Ended.WELL
     ledger.failures = ledger.failures + 1 if event.failed else 0
     _answer_calls(run, event.results, event.size)
+    if event.listing is not None:
+        _record_listing(run, event.listing)
 
 
 def _record_interruption(run: Run, event: Interrupted) -> None:
@@ -397,15 +403,28 @@ def request(run: Run, ask: AskModel, config: AgentConfig, *, timeout_seconds: fl
     """Return the request that *ask* stands for; its size is at most what the ledger reckoned with."""
     models = (config.model, *config.fallback_models)
     summing_up = ask.purpose is SUMMARIZE
+    tools, tool_choice = ((), None) if summing_up else _offer(run, ask.purpose)
     return ModelRequest(
         messages=_summary_messages(run) if summing_up else run.transcript.request_messages(),
-        tools=() if summing_up else run.tools,
-        tool_choice="auto" if run.tools and not summing_up else None,
+        tools=tools,
+        tool_choice=tool_choice,
         purpose=ask.purpose,
         timeout_seconds=timeout_seconds,
         model=models[min(ask.attempt, len(models) - 1)],
         max_tokens=config.max_reply_tokens,
     )
+
+
+def _offer(run: Run, purpose: State) -> tuple[tuple[Mapping[str, Any], ...], str | Mapping[str, Any] | None]:
+    """Return the tools that a working request offers, and which of them the model may choose."""
+    if not run.tools:
+        return (), None
+    if purpose is not RESEARCH or not run.research:
+        return run.tools, "auto"
+    if len(run.research) == 1:
+        return run.tools, {"type": "function", "function": {"name": run.research[0]}}
+    # no provider but one can be told to choose among some of the tools, so these are all there are
+    return tuple([tool for tool in run.tools if tool["function"]["name"] in run.research]), "required"
 
 
 def _summary_messages(run: Run) -> list[Message]:

@@ -151,6 +151,11 @@ class ToolResult:
     """False for calls that were never started."""
     observation: str = ""
     """What a directive tells of a failure: error and the tails of stdout and stderr, where the tool gave them."""
+    parts: tuple[Mapping[str, Any], ...] = ()
+    """What came back beside text (images, audio, links, files), as content blocks in MCP's JSON form. The model is told
+    of them in `text`; they themselves are for whoever reads the events."""
+    structured: Any = None
+    """Structured content, where the tool gave any: a JSON value."""
 
 
 # What happened
@@ -227,6 +232,8 @@ class ToolsFinished:
     repeats: int = 1
     """How often the last pair of this turn has been seen by now, this one included."""
     size: int = 0
+    listing: ToolsListed | None = None
+    """What the tool backend offers from now on, if that has changed."""
 
 
 @define
@@ -382,9 +389,19 @@ class ModelClient(Protocol):
 class ToolInvoker(Protocol):
     """Anything that lists OpenAI function tools and calls one.
 
-    An invoker may name its research tools in an attribute `research_tools`, a collection of tool names. What
-    `call_openai_tool` raises is a failed result; a dict, or a string that is a JSON object, with `ok`, `rc`, `stdout`,
-    `stderr`, `error`, `text`, `result` or `answer` is read as such; any other string is the text of a success.
+    What `call_openai_tool` raises is a failed result; a dict, or a string that is a JSON object, with `ok`, `rc`,
+    `stdout`, `stderr`, `error`, `text`, `result` or `answer` is read as such; any other string is the text of a
+    success.
+
+    An invoker may also have
+
+    - `research_tools`, a collection of the names of its tools that look things up; without it they are judged by name;
+    - `tools_changed() -> bool`, asked after each turn: True makes the driver list the tools again before the next
+      request;
+    - `for_run() -> ToolInvoker`, called as a run begins: what the run uses in its place. Its `async aclose()`, if it
+      has one, is awaited when the run is over: for 2 s if the run has that time left, else for 100 ms; then it is
+      cancelled, and must let go of what it holds at once. So what a run opens ends with it, and one invoker can serve
+      many runs.
     """
 
     def list_openai_tools(self) -> Awaitable[list[dict[str, Any]]]: ...

@@ -456,16 +456,20 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
     `answer` says itself whether it is a success: `ok` if it is a bool, else no `error` and an `rc` of 0 or none. Any
     other string is the text of a success. More than *chars* characters are cut to head and tail.
     """
+    parts: tuple[Mapping[str, Any], ...] = ()
+    structured: Any = None
     if isinstance(outcome, ToolResult):
         text, seconds = _text_of(outcome.text), _amount(outcome.seconds) or seconds
         ok, rc = outcome.ok is True, _exit_code(outcome.rc)
         told = {} if ok else _told(text)
+        parts, structured = outcome.parts, outcome.structured
     else:
         text = _clean(outcome) if isinstance(outcome, str) else _text_of(outcome)
         told = _told(outcome)
         ok, rc = _verdict(told) if told else (True, None)
     shown = cut(text, chars) if text.strip() else "(no output)"
-    return ToolResult(shown, ok, rc, seconds, call.id, call.name, observation="" if ok else _observation(told))
+    observation = "" if ok else _observation(told)
+    return ToolResult(shown, ok, rc, seconds, call.id, call.name, True, observation, parts, structured)
 
 
 def _told(outcome: object) -> Mapping[str, Any]:
@@ -506,11 +510,16 @@ def _exit_code(rc: object) -> int | None:
 
 
 def finished(
-    calls: Sequence[ToolCall], results: tuple[ToolResult, ...], seen: dict[Pair, int], *, now: float
+    calls: Sequence[ToolCall],
+    results: tuple[ToolResult, ...],
+    seen: dict[Pair, int],
+    *,
+    now: float,
+    listing: ToolsListed | None = None,
 ) -> ToolsFinished:
     """Return the event that every one of *calls* has its result; *seen* counts the pairs met so far."""
     fresh, stale, repeats = novelty(seen, calls, results)
-    return ToolsFinished(now, results, _failed(calls, results), fresh, stale, repeats, results_size(results))
+    return ToolsFinished(now, results, _failed(calls, results), fresh, stale, repeats, results_size(results), listing)
 
 
 def interrupted(results: tuple[ToolResult, ...], *, now: float, cancelled: bool, started: bool = True) -> Interrupted:

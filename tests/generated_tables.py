@@ -653,7 +653,7 @@ class _World:
                     if ("ledger", "retry_at") in self.watch.numbers:
                         yield from (ModelFailed(at, True, "error", retry_after=wait) for wait in (1.1, 31.0, deadline))
                 case RunTools():
-                    yield from self._results(calls, at)
+                    yield from self._results(calls, at, run.ledger.research_tools)
 
     def _times(self, now: float) -> list[float]:
         cuts = (0.1, 10.0) if self.watch.timed else ()
@@ -666,12 +666,16 @@ class _World:
                 used = None if tokens is None else 0
                 yield {"prompt_tokens": tokens, "completion_tokens": used, "cost_usd": cost}
 
-    def _results(self, calls: Sequence[ToolCall], now: float) -> Iterator[ToolsFinished]:
+    def _results(self, calls: Sequence[ToolCall], now: float, research: bool) -> Iterator[ToolsFinished]:
         runnable = [call for call in calls if not call.not_run]
         for ok in (True, False) if runnable else (not calls,):
             results = tuple(_result(call, ok=ok) for call in calls)
             for fresh, stale, repeats in self._news(bool(calls)):
                 yield ToolsFinished(now, results, not ok, fresh, stale, repeats)
+                if calls and "research_tools" in self.watch.flags:
+                    listed = (each for each in self.listings if isinstance(each, ToolsListed))
+                    other = next(each for each in listed if bool(each.research) is not research)
+                    yield ToolsFinished(now, results, not ok, fresh, stale, repeats, listing=other)
 
     def _news(self, any_calls: bool) -> list[tuple[bool, int, int]]:
         if not any_calls:

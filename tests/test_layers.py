@@ -13,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "agent_fsm"
 LAYERS = (
     {"errors", "config", "protocol", "ledger"},
-    {"suspicion", "guards", "messages", "transcript", "directives", "reading", "stagnation"},
+    {"suspicion", "guards", "messages", "transcript", "directives", "reading", "stagnation", "redaction"},
     {"table", "shape", "rules", "machine"},
     {"diagrams", "check", "replay"},
-    {"driver", "llm", "offline", "journal", "durable", "tools"},
+    {"driver", "llm", "offline", "journal", "durable", "tools", "images"},
     {"__init__", "__main__", "cli", "mini_agent", "testing", "server", "agent_proxy"},
 )
 CORE = 3

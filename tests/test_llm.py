@@ -223,6 +223,51 @@ def test_a_model_that_keeps_failing_is_still_asked() -> None:
     assert len(server.requests) == 6
 
 
+FORCED: dict[str, Any] = {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look_up"}}}
+
+
+def test_a_model_is_told_which_tool_to_call() -> None:
+    with OpenAIServer() as server:
+        ask(at(server), **FORCED)
+
+    assert server.requests[0].body["tool_choice"] == FORCED["tool_choice"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"completion_kwargs": {"reasoning_effort": "low"}, "model": "openai/gpt-5-mini"},
+        {"completion_kwargs": {"thinking": {"type": "enabled", "budget_tokens": 1024}, "drop_params": True}},
+    ],
+)
+def test_a_model_that_thinks_first_is_left_the_choice_for_it_would_refuse(settings: dict[str, Any]) -> None:
+    with OpenAIServer() as server:
+        ask(at(server, **settings), **FORCED)
+
+    assert server.requests[0].body["tool_choice"] == "auto"
+
+
+def test_a_server_that_can_not_force_a_tool_is_asked_again_without_and_never_told_to_again() -> None:
+    refusal = scripted_error(400, code="invalid_request_error", text="tool_choice must be 'auto' with this model")
+    with OpenAIServer([refusal, "so", "so"]) as server:
+
+        async def work(client: LiteLLMClient) -> ModelError:
+            with pytest.raises(ModelError) as caught:
+                await client.complete(request(**FORCED))
+            for _ in range(2):
+                await client.complete(request(**FORCED))
+            return caught.value
+
+        error = using(at(server), work)
+
+    assert error.retryable
+    assert [each.body["tool_choice"] for each in server.requests] == [FORCED["tool_choice"], "auto", "auto"]
+
+
+def test_a_400_that_is_not_about_the_tool_choice_is_fatal_as_ever() -> None:
+    assert not failed_with(400, **FORCED).retryable
+
+
 def test_the_offered_tools_are_not_touched() -> None:
     parameters = {"type": "object", "properties": {}, "additionalProperties": False, "$schema": "x"}
     tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": parameters}}

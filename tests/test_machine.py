@@ -335,6 +335,31 @@ def test_a_cap_ends_in_one_closing_request() -> None:
     assert run.transcript.messages()[-1] == {"role": "assistant", "content": "So far: 6 times 7 was asked."}
 
 
+@pytest.mark.parametrize(
+    ("listing", "tools", "choice"),
+    [
+        (WITH_SEARCH, ["work", "search"], {"type": "function", "function": {"name": "search"}}),
+        (listed("work", "search", "docs_lookup"), ["search", "docs_lookup"], "required"),
+    ],
+)
+def test_a_research_request_wants_a_research_tool_called(listing: ToolsListed, tools: list[str], choice: Any) -> None:
+    assert offered(after(listing, UNSURE)) == (tools, choice)
+
+
+def test_any_other_request_leaves_the_model_the_choice() -> None:
+    assert offered(after(WITH_SEARCH)) == (["work", "search"], "auto")
+    assert offered(after(WITH_SEARCH, EMPTY)) == (["work", "search"], "auto")
+    assert offered(after(listed())) == ([], None)
+
+
+def offered(run: Run) -> tuple[list[str], Any]:
+    """Return the names of the tools that the next request offers, and which the model may choose."""
+    ask = next_effect(run)
+    assert isinstance(ask, AskModel)
+    sent = request(run, ask, AgentConfig(), timeout_seconds=1.0)
+    return [tool["function"]["name"] for tool in sent.tools], sent.tool_choice
+
+
 def test_the_closing_request_has_no_tools() -> None:
     run = after(*CAPPED, max_iterations=1)
     ask = next_effect(run)

@@ -8,6 +8,7 @@ results have the form that the driver gives them. With no time left no effect st
 - A turn runs as many calls as may be run. Fewer are a turn of their own where calls are counted; a turn of which only
   some were run counts like the shorter one.
 - Of tokens and dollars a reply may report any number, and a request without a reply may have cost any.
+- A turn may end with another list of tools, which has research tools where there were none, or none any more.
 - How many results are stale, and how often the last has been seen, is whatever a guard tells apart.
 """
 
@@ -81,6 +82,7 @@ class World:
             type(effect),
             run.state is SUMMARIZE,
             id(calls),
+            ledger.research_tools,
             ledger.seconds,
             ledger.stale,
             ledger.tokens,
@@ -147,8 +149,15 @@ class World:
             return
         for ok in (False,) if all(call.not_run for call in calls) else (True, False):
             results = _told(calls, ok=ok)
-            for fresh, stale, repeats in self._news(ledger):
-                yield ToolsFinished(now, results, not ok, fresh, stale, repeats)
+            for listing, (fresh, stale, repeats) in product(self._listed_anew(ledger), tuple(self._news(ledger))):
+                yield ToolsFinished(now, results, not ok, fresh, stale, repeats, listing=listing)
+
+    def _listed_anew(self, ledger: Ledger) -> Iterator[ToolsListed | None]:
+        """Yield None, and a new list of tools if a guard would see it: research tools are gone, or are there now."""
+        yield None
+        if "research_tools" in self.reads.flags:
+            listed = (each for each in self.listings if isinstance(each, ToolsListed))
+            yield from (each for each in listed if bool(each.research) is not ledger.research_tools)
 
     def _news(self, ledger: Ledger) -> Iterator[tuple[bool, int, int]]:
         """Yield what may be new about results: whether any is, how many are not, how often the last was seen."""
