@@ -1,0 +1,1 @@
+"""MCP: tools of other programs, through the Model Context Protocol."""
