@@ -321,7 +321,7 @@ function line(block) {
     case "resource": {
       const { uri, mimeType, text, blob } = block.resource;
       const parts = [uri, mimeType, blob !== undefined && `${size(blob)} bytes`].filter(Boolean).join(", ");
-      return `[resource ${parts}]${text ? `\n${text}` : ""}`;
+      return `[resource ${parts}]${text !== undefined ? `\n${text}` : ""}`;
     }
     default:
       return `[${block.type}] ${JSON.stringify(block)}`;
@@ -340,12 +340,12 @@ function asAnswer({ content = [], structuredContent, isError = false }) {
   const texts = content.filter(({ type }) => type === "text").map(({ text }) => text);
   const others = content.filter(({ type }) => type !== "text");
   const lines = [...texts, ...others.map(line)];
-  if (structuredContent !== undefined && !said(structuredContent, texts)) lines.push(JSON.stringify(structuredContent));
+  if (structuredContent != null && !said(structuredContent, texts)) lines.push(JSON.stringify(structuredContent));
   const text = lines.join("\n");
   return {
     ...(isError ? { error: text } : { text }),
     content: others,
-    ...(structuredContent !== undefined && { structuredContent }),
+    ...(structuredContent != null && { structuredContent }),
     isError,
   };
 }
