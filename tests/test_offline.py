@@ -74,6 +74,7 @@ def request(messages: list[Message], purpose: State = PLAN) -> ModelRequest:
         ("what's -7 // 2 then compute: 7 % 4 =", ["print(-7 // 2)", "print(7 % 4)"]),
         ("1. Run python: print(1)\n2. Run: `ls`\n3. 2 + 2\n4. Summarize.", ["print(1)", "ls", "print(2 + 2)"]),
         ("- Echo: it's me\n- echo hello", ["it's me", "hello"]),
+        ('Call look_up {"a": "}then"} then call the tool x with {}', ['{"a": "}then"}', "{}"]),
     ],
 )
 def test_a_task_is_read_as_these_steps(task: str, calls: list[str]) -> None:

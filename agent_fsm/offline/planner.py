@@ -54,7 +54,8 @@ class _Attempt:
 
     def mending(self) -> tuple[str, Call] | None:
         """Return what would mend it, if it failed and something would: what is done, and the call."""
-        found = mend(self.call.text, self.stderr or self.stdout) if self.call.tool == "exec_python" else None
+        of_python = self.call.tool == "exec_python" and not self.call.whole
+        found = mend(self.call.text, self.stderr or self.stdout) if of_python else None
         return (found[0], Call(self.call.tool, found[1])) if found else None
 
 
@@ -80,7 +81,8 @@ def reply_to(request: ModelRequest) -> dict[str, Any]:
         message["content"] = f"{FIRST_LINE}\n{move}"
     else:
         aim, call = move
-        function = {"name": call.tool, "arguments": json.dumps({_ARGUMENT[call.tool]: call.text})}
+        arguments = call.text if call.whole else json.dumps({_ARGUMENT[call.tool]: call.text})
+        function = {"name": call.tool, "arguments": arguments}
         # the id carries the step, so that a trimmed transcript still shows how far the task has come
         message["tool_calls"] = [{"id": f"{aim}_{len(request.messages)}", "type": "function", "function": function}]
     finish_reason = "tool_calls" if "tool_calls" in message else "stop"
@@ -169,7 +171,9 @@ def _attempts(messages: Sequence[Message], task: Task) -> Iterator[_Attempt]:
         ours = re.fullmatch(r"(step|mend)(\d+)_\d+", call_id) if call_id in asked else None
         if ours and int(ours[2]) < len(task.steps):
             name, arguments = asked[call_id]["name"], json.loads(asked[call_id]["arguments"])
-            call = Call(name, str(arguments.get(_ARGUMENT.get(name))))
+            whole = task.steps[int(ours[2])].ways[0].whole
+            text = json.dumps(arguments) if whole else str(arguments.get(_ARGUMENT.get(name)))
+            call = Call(name, text, whole)
             yield _Attempt(int(ours[2]), ours[1] == "mend", call, *_outcome(call, _text_of(message)))
 
 

@@ -4,6 +4,7 @@ A task is read as a whole before anything is run: one phrase that is not underst
 """
 
 import ast
+import json
 import re
 import shlex
 import textwrap
@@ -22,10 +23,12 @@ _MAX_ENDS = 20
 
 @frozen
 class Call:
-    """A tool call in the planner's terms: every tool that it uses takes one text."""
+    """A tool call in the planner's terms: a tool that it knows takes one text; for any other the caller gives all."""
 
     tool: str
     text: str
+    whole: bool = False
+    """Whether `text` is all arguments, as a JSON object."""
 
 
 @frozen
@@ -216,6 +219,14 @@ def _read_echo(head: re.Match[str]) -> Reading:
     return (Step((Call("echo", words), Call("exec_shell", f"echo {shlex.quote(words)}"))),), rest
 
 
+def _read_call(head: re.Match[str]) -> Reading | None:
+    try:
+        arguments, end = json.JSONDecoder().raw_decode(head.string, head.end())
+    except (ValueError, RecursionError):
+        return None
+    return (Step((Call(head["tool"], json.dumps(arguments), whole=True),)),), head.string[end:]
+
+
 def _unquoted(text: str) -> str:
     wrapped = re.fullmatch(r"([\"'`])(.*)\1", text.strip())
     return wrapped[2] if wrapped else text.strip()
@@ -277,6 +288,12 @@ PHRASES: tuple[_Phrase, ...] = (
     ),
     _Phrase(
         "Echo WORDS", "with the tool echo, or exec_shell", re.compile(r"(?i)echo\b\s*:?(?=[ \t]*[^\s:])"), _read_echo
+    ),
+    _Phrase(
+        'Call TOOL {"x": 1}',
+        "call any tool that is offered, with a JSON object",
+        re.compile(r"(?i)call[ \t]+(?:the[ \t]+)?(?:tool[ \t]+)?(?P<tool>[a-z0-9_-]{1,64})[ \t]+(?:with[ \t]+)?(?=\{)"),
+        _read_call,
     ),
     _Phrase(
         "summarize the result",
