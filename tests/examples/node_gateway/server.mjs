@@ -495,7 +495,7 @@ async function readCall(request) {
     throw new Problem(422, "invalid_arguments", "arguments must be a JSON object, or a string that holds one");
   const deadline = request.headers["x-deadline-ms"];
   if (deadline !== undefined && !/^-?\d{1,12}(\.\d+)?$/.test(deadline))
-    throw new Problem(400, "invalid_deadline", "X-Deadline-Ms must be a number of milliseconds");
+    throw new Problem(422, "invalid_request", "X-Deadline-Ms must be a number of milliseconds");
   return { name, args, deadlineMs: deadline === undefined ? Infinity : Number(deadline) };
 }
 
