@@ -59,7 +59,7 @@ def in_run(invoker: HttpToolsInvoker, use: Callable[[HttpToolsInvoker], Awaitabl
         try:
             return await use(own)
         finally:
-            await own.aclose()  # type: ignore[attr-defined] # which only the view has
+            await own.aclose()
 
     return asyncio.run(within())
 

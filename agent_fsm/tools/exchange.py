@@ -12,12 +12,14 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from copy import copy
 from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from attrs import evolve, field, frozen
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-__all__ = ["Fault", "Reply", "Request", "Wire", "base_of", "may_pass", "positive", "sent_until", "shown"]
+__all__ = ["Fault", "Reply", "Request", "Wire", "Wired", "base_of", "may_pass", "sent_until", "shown"]
 
 _KEEPALIVE_S: Final = 2.0
 """How long an idle connection is kept. Servers close theirs after 5 s or more (Node, uvicorn); a request that meets
@@ -215,6 +217,39 @@ class Wire:
         return client
 
 
+class Wired:
+    """What an invoker that sends requests has: a wire for each run, or for each call outside of one."""
+
+    def __init__(self, *, timeout_s: float, max_body_bytes: int) -> None:
+        self._timeout_s = _positive(timeout_s, "timeout_s")
+        self._max_body_bytes = int(_positive(max_body_bytes, "max_body_bytes"))
+        self._wire: Wire | None = None
+
+    def for_run(self) -> Self:
+        """Return what one run uses: its calls share connections, which its `aclose` closes. Without it every call has
+        a connection of its own."""
+        own = copy(self)
+        own._wire = Wire(max_body_bytes=self._max_body_bytes)
+        return own
+
+    async def aclose(self) -> None:
+        """Close the run's connections; what is no run's has none."""
+        if self._wire is not None:
+            await self._wire.aclose()
+
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._timeout_s
+
+    @asynccontextmanager
+    async def _wires(self) -> AsyncIterator[Wire]:
+        wire = Wire(max_body_bytes=self._max_body_bytes) if self._wire is None else self._wire
+        try:
+            yield wire
+        finally:
+            if wire is not self._wire:
+                await wire.aclose()
+
+
 class _Reading:
     """How far an exchange has come."""
 
@@ -316,7 +351,7 @@ def base_of(url: str, what: str) -> str:
     return url.strip().rstrip("/")
 
 
-def positive(value: float, what: str) -> float:
+def _positive(value: float, what: str) -> float:
     """Return *value*.
 
     Raises:

@@ -1,10 +1,8 @@
 """Tools behind an HTTP gateway: `GET /tools` lists them, `POST /invoke` calls one."""
 
-import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -14,7 +12,7 @@ from agent_fsm.errors import ConfigError
 from agent_fsm.messages import decode_object
 from agent_fsm.protocol import ToolResult
 from agent_fsm.redaction import redact, redact_json, secret_values
-from agent_fsm.tools.exchange import Fault, Reply, Request, Wire, base_of, may_pass, positive, sent_until, shown
+from agent_fsm.tools.exchange import Fault, Reply, Request, Wired, base_of, may_pass, sent_until, shown
 
 __all__ = ["HttpToolsInvoker"]
 
@@ -24,6 +22,7 @@ _KNOWN: Final = ("text", "error", "data", "content", "structuredContent", "isErr
 """The members of an answer to a call."""
 _SHAPE: Final = "an answer to POST /invoke must be a JSON object with text, error or data"
 _TOOLS_SHAPE: Final = "GET /tools must answer with a JSON array of OpenAI function tools"
+_MOVED: Final = "give the address itself as the base URL"
 _HINTS: Final = {
     401: "the gateway wants other credentials than the headers that it is given",
     403: "the gateway wants other credentials than the headers that it is given",
@@ -32,7 +31,7 @@ _HINTS: Final = {
 }
 
 
-class HttpToolsInvoker:
+class HttpToolsInvoker(Wired):
     """Offers the tools of a gateway, and has it call them.
 
     A call is sent once. It is sent a second time only if the gateway answered 429, which says that it was not run
@@ -62,19 +61,13 @@ class HttpToolsInvoker:
     ) -> None:
         if isinstance(idempotent, str):
             raise ConfigError(f"idempotent must be a collection of names, not {idempotent!r}")
+        super().__init__(timeout_s=timeout_s, max_body_bytes=max_body_bytes)
         self._gateway = _gateway_of(base_url, headers or {})
-        self._timeout_s = positive(timeout_s, "timeout_s")
-        self._max_body_bytes = int(positive(max_body_bytes, "max_body_bytes"))
         self._idempotent = frozenset(idempotent)
         self._marked: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._gateway.base_url!r})"
-
-    def for_run(self) -> "HttpToolsInvoker":
-        """Return what one run uses: its calls share connections, which its `aclose` closes. Without it every call has a
-        connection of its own."""
-        return _ForRun(self)
 
     async def list_openai_tools(self) -> list[dict[str, Any]]:
         """Return the gateway's tools.
@@ -112,21 +105,12 @@ class HttpToolsInvoker:
         result = ToolResult(f"error: {failure}", ok=False) if failure else _result_of(outcome)
         return self._redacted(result)
 
-    @asynccontextmanager
-    async def _wires(self) -> AsyncIterator[Wire]:
-        wire = Wire(max_body_bytes=self._max_body_bytes)
-        try:
-            yield wire
-        finally:
-            await wire.aclose()
-
     async def _outcome(self, request: Request, *, may_repeat: bool) -> Reply | Fault:
         def again(outcome: Reply | Fault) -> bool:
             refused = isinstance(outcome, Reply) and outcome.status == 429
             return (may_repeat or refused) and may_pass(outcome)
 
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
-        secrets = self._gateway.secrets
+        deadline, secrets = self._deadline(), self._gateway.secrets
         async with self._wires() as wire:
             return await sent_until(wire, request, deadline=deadline, pauses=_PAUSES, again=again, secrets=secrets)
 
@@ -154,29 +138,6 @@ class HttpToolsInvoker:
             parts=tuple(redact_json(part, secrets) for part in result.parts),
             structured=redact_json(result.structured, secrets),
         )
-
-
-_MOVED: Final = "give the address itself as the base URL"
-
-
-class _ForRun(HttpToolsInvoker):
-    """The gateway for one run."""
-
-    def __init__(self, whole: HttpToolsInvoker) -> None:
-        vars(self).update(vars(whole))
-        self._wire = Wire(max_body_bytes=self._max_body_bytes)
-
-    def for_run(self) -> HttpToolsInvoker:
-        """Return this: it is a run's already."""
-        return self
-
-    async def aclose(self) -> None:
-        """Close the run's connections."""
-        await self._wire.aclose()
-
-    @asynccontextmanager
-    async def _wires(self) -> AsyncIterator[Wire]:
-        yield self._wire
 
 
 # Where the gateway is
