@@ -6,23 +6,21 @@ it; here it is the answer to the request. Bodies are bounded, and so is the time
 Imports httpx2, and so is itself imported only where a connection is opened.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
 import httpx2
 
 from agent_fsm.messages import cut
+from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, Events, read_message
 
-__all__ = ["LOST", "MAX_BODY_BYTES", "SESSION_GONE", "UNSENT", "HttpClient"]
+__all__ = ["MAX_BODY_BYTES", "HttpClient"]
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
-
-UNSENT, LOST, SESSION_GONE = -32901, -32902, -32903
-"""Codes of the errors that we answer a request with: it was not sent; it was, and there is no answer; the server does
-not know our session any more, and so has done nothing."""
+"""Of a body, or of one event in a stream."""
 
 _CONNECT_S = 10.0
 _WRITE_S = 30.0
@@ -30,15 +28,10 @@ _COURTESY_S = 5.0
 """For a notification or an answer to the server."""
 _FAREWELL_S = 0.5
 """For the end of a session."""
-_ERROR_PAGE_BYTES = 8_192
-_ERROR_PAGE_S = 1.0
+_PAGE_BYTES = 8_192
+_PAGE_S = 1.0
+"""How much of a page that is no answer is read, and for how long."""
 _SHOWN_CHARS = 300
-_TRICKLE_BYTES, _TRICKLE_S = 4_096, 0.1
-"""What is read at once, and how often, of a stream of notifications, of which none is urgent."""
-
-
-class _BodyError(httpx2.StreamError):
-    """Raised where a body can't be read to its end: the one kind of error that the SDK expects there."""
 
 
 class HttpClient(httpx2.AsyncClient):
@@ -46,44 +39,35 @@ class HttpClient(httpx2.AsyncClient):
 
     Args:
         headers: what each request carries; redirects to other hosts are not followed with it.
-        trickle: True if what comes in answer to GET are notifications only.
+        wanted: says of a message in a stream whether it is to be read.
     """
 
-    def __init__(self, headers: Mapping[str, str], *, trickle: bool) -> None:
+    def __init__(self, headers: Mapping[str, str], wanted: Callable[[bytes], bool]) -> None:
         super().__init__(
             headers={**headers, "Accept-Encoding": "identity"},  # else a small body may become an endless one
             timeout=httpx2.Timeout(None, connect=_CONNECT_S, write=_WRITE_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             max_redirects=3,
         )
-        self._trickle = trickle
+        self._wanted = wanted
         self.hurried = False
         """True once there is no time left for farewells."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send *request*; the answer to a JSON-RPC request is always one that the SDK can read."""
-        rpc_id, method = _rpc_of(request)
         if request.method == "GET":
             response = await super().send(request, **options)
-            response.stream = _Body(response, None, trickle=self._trickle)
-            return response
+            return self._streamed(response, lambda why: None)
+        rpc_id = _id_of(request)
         if rpc_id is None:
             return await self._told(request, options)
         try:
             response = await super().send(request, **options)
+            return await self._answer(request, rpc_id, response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.PoolTimeout) as error:
             return _error(request, rpc_id, UNSENT, f"the server can't be reached: {_words(error)}")
         except httpx2.HTTPError as error:
             return _error(request, rpc_id, LOST, f"the connection failed: {_words(error)}")
-        if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-            await response.aclose()
-            return _error(request, rpc_id, LOST, "the server sent a compressed body, which it was asked not to")
-        if response.status_code >= 400:
-            return await _refusal(request, rpc_id, response)
-        events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-        limit = None if events else MAX_BODY_BYTES
-        response.stream = _Body(response, limit, trickle=method == "subscriptions/listen")
-        return response
 
     async def _told(self, request: httpx2.Request, options: Mapping[str, Any]) -> httpx2.Response:
         """Send what no answer is waited for: for so long, and whatever comes of it."""
@@ -97,28 +81,66 @@ class HttpClient(httpx2.AsyncClient):
                     pass
         return httpx2.Response(202 if request.method == "POST" else 204, request=request)
 
+    async def _answer(self, request: httpx2.Request, rpc_id: Any, response: httpx2.Response) -> httpx2.Response:
+        """Return *response* as the SDK is to see it.
 
-def _rpc_of(request: httpx2.Request) -> tuple[Any, str]:
-    """Return the id and the method of the JSON-RPC request in *request*; no id if it is a notification or none."""
+        Raises:
+            httpx2.HTTPError: the body breaks off.
+        """
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        plain = response.headers.get("content-encoding", "identity").strip().lower() in ("identity", "")
+        if response.next_request is not None or response.status_code == 202:
+            return response  # the SDK knows what to do about it
+        if response.status_code >= 400:
+            return await _refusal(request, rpc_id, response)
+        if plain and kind == "text/event-stream":
+            return self._streamed(response, lambda why: _failure(rpc_id, UNREADABLE, why))
+        if not plain or kind != "application/json":
+            shown = _shown(await _page(response))
+            why = f"HTTP {response.status_code} with {kind or 'no type'}{'' if plain else ', compressed,'} where JSON "
+            return _error(request, rpc_id, UNREADABLE, f"{why}was expected: {shown}")
+        body = await _body(response, MAX_BODY_BYTES)
+        if len(body) > MAX_BODY_BYTES:
+            return _error(request, rpc_id, UNREADABLE, f"the body has more than {MAX_BODY_BYTES:,} bytes")
+        message = read_message(body)
+        if message is None:
+            return _error(request, rpc_id, UNREADABLE, f"the body is no JSON-RPC: {_shown(body[:_PAGE_BYTES])}")
+        content = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+        headers = {**_kept(response), "Content-Type": "application/json"}
+        return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+
+    def _streamed(self, response: httpx2.Response, failed: Callable[[str], bytes | None]) -> httpx2.Response:
+        response.stream = _Stream(response, Events(self._wanted, MAX_BODY_BYTES, failed))
+        return response
+
+
+def _id_of(request: httpx2.Request) -> Any:
+    """Return the id of the JSON-RPC request in *request*; None if it is none."""
     try:
-        message = json.loads(request.content)
-    except (ValueError, RecursionError, httpx2.RequestNotRead):
-        return None, ""
-    if not isinstance(message, dict) or not isinstance(message.get("method"), str):
-        return None, ""
-    return message.get("id"), message["method"]
+        message = json.loads(request.read())
+    except (ValueError, RecursionError):
+        return None
+    return message.get("id") if isinstance(message, dict) and "method" in message else None
+
+
+def _kept(response: httpx2.Response) -> dict[str, str]:
+    session = response.headers.get("mcp-session-id")
+    return {"mcp-session-id": session} if session else {}
+
+
+def _failure(rpc_id: Any, code: int, why: str) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": rpc_id, "error": {"code": code, "message": why}}).encode()
 
 
 def _error(request: httpx2.Request, rpc_id: Any, code: int, why: str, status: int = 200) -> httpx2.Response:
-    body = {"jsonrpc": "2.0", "id": rpc_id, "error": {"code": code, "message": why}}
-    return httpx2.Response(status, json=body, request=request)
+    headers = {"Content-Type": "application/json"}
+    return httpx2.Response(status, headers=headers, content=_failure(rpc_id, code, why), request=request)
 
 
 async def _refusal(request: httpx2.Request, rpc_id: Any, response: httpx2.Response) -> httpx2.Response:
     """Return what a response of status 400 or more says, as a JSON-RPC error."""
-    page = await _head_of(response)
-    status = response.status_code
-    shown = cut(page.decode("utf-8", "replace").strip(), _SHOWN_CHARS)
+    page = await _page(response)
+    status, shown = response.status_code, _shown(page)
     why = f"HTTP {status} {response.reason_phrase}".rstrip() + (f": {shown}" if shown else "")
     if status in (400, 404) and "mcp-session-id" in request.headers:
         return _error(request, rpc_id, SESSION_GONE, why, status)
@@ -131,49 +153,54 @@ async def _refusal(request: httpx2.Request, rpc_id: Any, response: httpx2.Respon
     return _error(request, rpc_id, -32603, why, status)
 
 
-async def _head_of(response: httpx2.Response) -> bytes:
+async def _page(response: httpx2.Response) -> bytes:
     """Return the beginning of a body, or what of it comes in time."""
     head = b""
-    with anyio.move_on_after(_ERROR_PAGE_S):
-        try:
-            async for chunk in response.aiter_raw():
-                head += chunk
-                if len(head) >= _ERROR_PAGE_BYTES:
+    with anyio.move_on_after(_PAGE_S):
+        with suppress(httpx2.HTTPError):
+            head = await _body(response, _PAGE_BYTES)
+    return head[:_PAGE_BYTES]
+
+
+async def _body(response: httpx2.Response, limit: int) -> bytes:
+    """Return the body as it came; of one that is longer than *limit*, a little more than that."""
+    pieces: list[bytes] = []
+    length = 0
+    try:
+        async with aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                pieces.append(chunk)
+                length += len(chunk)
+                if length > limit:
                     break
-        except httpx2.HTTPError:
-            pass
-    await response.aclose()
-    return head[:_ERROR_PAGE_BYTES]
+    finally:
+        await response.aclose()
+    return b"".join(pieces)
 
 
-class _Body(httpx2.AsyncByteStream):
-    """The body of a response: bounded, and what breaks it off is an error of its own."""
+class _Stream(httpx2.AsyncByteStream):
+    """A stream of events: what is of no use is left out of it, and where it breaks off it ends."""
 
-    def __init__(self, response: httpx2.Response, limit: int | None, *, trickle: bool) -> None:
+    def __init__(self, response: httpx2.Response, events: Events) -> None:
         assert isinstance(response.stream, httpx2.AsyncByteStream)  # an AsyncClient's
         self._stream = response.stream
-        self._left = limit
-        self._limit = limit
-        self._trickle = trickle
+        self._events = events
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._stream:
-                if self._left is not None:
-                    self._left -= len(chunk)
-                    if self._left < 0:
-                        raise _BodyError(f"the body has more than {self._limit:,} bytes")
-                if not self._trickle:
-                    yield chunk
-                    continue
-                for start in range(0, len(chunk), _TRICKLE_BYTES):
-                    yield chunk[start : start + _TRICKLE_BYTES]
-                    await asyncio.sleep(_TRICKLE_S)
-        except httpx2.HTTPError as error:
-            raise _BodyError(f"the connection failed in the body: {_words(error)}") from None
+                passed = self._events.take(chunk)
+                if passed:
+                    yield passed
+        except httpx2.HTTPError:  # the SDK tells whoever waits
+            return
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _shown(page: bytes) -> str:
+    return cut(page.decode("utf-8", "replace").strip(), _SHOWN_CHARS)
 
 
 def _words(error: Exception) -> str:

@@ -26,6 +26,8 @@ Servers: TypeAlias = Mapping[str, ServerSpec | Mapping[str, Any]] | Iterable[Ser
 _CLOSE_S = 2.5
 """Longer than any server takes to close; one that does is killed."""
 _GRACE_S = 0.02
+_GENERATORS = 3
+"""Generators within each other that the SDK leaves to the loop to close, which it does one a turn."""
 _NAMES_CHARS = 500
 
 
@@ -64,6 +66,8 @@ class MCPInvoker:
         self._given: dict[tuple[str, str], str] = {}
         self._taken: set[str] = set()
         self._seen = 0
+        self.unavailable: tuple[str, ...] = ()
+        """The servers that offered nothing when they were last asked, and why."""
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -116,6 +120,7 @@ class MCPInvoker:
         self._seen = sum(server.listed_changes for server in servers)
         if servers and all(isinstance(each, str) for each in listed):
             raise RuntimeError("no MCP server can be reached: " + "; ".join(str(each) for each in listed))
+        self.unavailable = tuple(f"MCP server {each}" for each in listed if isinstance(each, str))
         places: dict[str, _Place] = {}
         offered: list[dict[str, Any]] = []
         for server, tools in zip(servers, listed, strict=True):
@@ -163,6 +168,8 @@ class MCPInvoker:
             for server in servers:
                 server.stop(hurried=True)
             await _ended(servers, _GRACE_S)
+        for _ in range(_GENERATORS):
+            await asyncio.sleep(0)
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
@@ -191,6 +198,7 @@ class _Lent:
     def __init__(self, lender: MCPInvoker) -> None:
         self._lender = lender
         self._seen = 0
+        self.unavailable: tuple[str, ...] = ()
 
     def tools_changed(self) -> bool:
         """Return whether the tools may be others than those that this run has listed last."""
@@ -199,7 +207,7 @@ class _Lent:
     async def list_openai_tools(self) -> list[dict[str, Any]]:
         """Return the tools of all servers that live."""
         listed = await self._lender.list_openai_tools()
-        self._seen = self._lender._seen
+        self._seen, self.unavailable = self._lender._seen, self._lender.unavailable
         return listed
 
     async def call_openai_tool(self, call: Mapping[str, Any], /) -> ToolResult:

@@ -21,6 +21,7 @@ from agent_fsm.protocol import ToolResult
 from agent_fsm.redaction import redact, redact_json
 from agent_fsm.tools.mcp.config import ServerSpec
 from agent_fsm.tools.mcp.content import McpTool, clean, read_result, read_tool
+from agent_fsm.tools.mcp.logs import kept_out_of_logs
 
 if TYPE_CHECKING:
     import anyio
@@ -283,7 +284,8 @@ class Server:
         why = ""
         try:
             # One scope round everything: what was entered in it must be left in it
-            with anyio.CancelScope(deadline=loop.time() + spec.startup_timeout_s) as scope:
+            deadline = loop.time() + spec.startup_timeout_s
+            with kept_out_of_logs(self._secrets), anyio.CancelScope(deadline=deadline) as scope:
                 self._scope = scope
                 async with wire.connected() as session:
                     note = await self._list(session)

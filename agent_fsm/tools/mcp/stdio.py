@@ -36,6 +36,7 @@ _STDIN_GRACE_S = 1.0
 _TERM_GRACE_S = 0.5
 _REAP_S = 0.25
 _POLL_S = 0.02
+_MAX_ROUNDS = 10
 
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LANGUAGE", "USER", "LOGNAME", "SHELL", "TERM", "TMPDIR", "TEMP", "TMP", "TZ"),
@@ -223,13 +224,15 @@ def _poll(process: "subprocess.Popen[bytes]", tell: Callable[[], None]) -> Calla
 def _kill_marked(mark: str) -> None:
     """Kill every process that has *mark* in its environment, as what a server has started has, in whatever session."""
     wanted = mark.encode()
-    for _ in range(3):  # one that forks while we look is found in the next round
+    nothing, rounds = 0, 0
+    # One that forks and ends while we look is in neither list: so until nothing was found twice
+    while nothing < 2 and rounds < _MAX_ROUNDS:
         found = [pid for pid in _pids() if wanted in _environment_of(pid)]
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not found:
-            return
+        nothing = 0 if found else nothing + 1
+        rounds += 1
 
 
 def _pids() -> list[int]:
@@ -296,7 +299,7 @@ class _Lines:
             self._end(f"its stdout can't be read: {error}")
             return False
         if not data:
-            self._end("it closed its stdout")
+            self._end("")
             return False
         if self._draining:
             return True

@@ -8,9 +8,7 @@ Imports mcp, and so is itself imported only where a connection is opened.
 """
 
 import asyncio
-import json
 import os
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from enum import Enum
@@ -38,13 +36,12 @@ from pydantic import ValidationError
 from agent_fsm.messages import cut
 from agent_fsm.tools.mcp.config import ServerSpec
 from agent_fsm.tools.mcp.content import clean
-from agent_fsm.tools.mcp.http import LOST, MAX_BODY_BYTES, SESSION_GONE, UNSENT, HttpClient
-from agent_fsm.tools.mcp.stdio import HEAD_BYTES, MAX_LINE_BYTES, Child, child_environment
+from agent_fsm.tools.mcp.http import MAX_BODY_BYTES, HttpClient
+from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, named_id, read_message, wanted_by
+from agent_fsm.tools.mcp.stdio import MAX_LINE_BYTES, Child, child_environment
 
 __all__ = ["Failure", "Hooks", "Session", "Wire", "WireError"]
 
-_UNREADABLE = -32904
-"""The code of the error that stands for an answer which came and can't be read."""
 _PROBE_SHARE = 1 / 3
 """How much of the time to start a server may take to answer `server/discover`: old ones may not answer at all."""
 _MAX_QUESTIONS = 16
@@ -163,15 +160,15 @@ class Wire:
 
     @asynccontextmanager
     async def _streamable(self, url: str) -> AsyncIterator[tuple[Any, Any]]:
-        async with HttpClient(self._spec.headers, trickle=True) as self._http:
-            client = streamable_http_client(url, http_client=self._http, max_sse_event_size=MAX_BODY_BYTES)
+        async with HttpClient(self._spec.headers, wanted_by(self._hooks.changed)) as self._http:
+            client = streamable_http_client(url, http_client=self._http, max_sse_event_size=2 * MAX_BODY_BYTES)
             async with client as streams:
                 yield streams
 
     @asynccontextmanager
     async def _events(self, url: str) -> AsyncIterator[tuple[Any, Any]]:
         def make(headers: Any = None, timeout: Any = None, auth: Any = None) -> HttpClient:
-            self._http = HttpClient(self._spec.headers, trickle=False)
+            self._http = HttpClient(self._spec.headers, wanted_by(self._hooks.changed))
             return self._http
 
         async with sse_client(url, httpx_client_factory=make) as streams:
@@ -183,7 +180,7 @@ class Wire:
         assert spec.command is not None  # else it would have a URL
         environment = child_environment(os.environ, spec.env)
         argv = [spec.command, *spec.args]
-        self._child = child = Child(argv, environment, spec.cwd, wanted=_filter(self._hooks.changed))
+        self._child = child = Child(argv, environment, spec.cwd, wanted=wanted_by(self._hooks.changed))
         outstanding: set[Any] = set()
         try:
             yield _Reading(child, outstanding, self._junk), _Writing(child, outstanding)
@@ -199,7 +196,7 @@ class Wire:
 
 def _how_ended(child: Child) -> str:
     code = child.returncode
-    if code is None:
+    if child.why_ended or code is None:
         return child.why_ended or "it closed its stdout"
     return f"it exited with code {code}" if code >= 0 else f"it was ended by signal {-code}"
 
@@ -328,7 +325,7 @@ _FAILURES = {
     UNSENT: Failure.UNSENT,
     SESSION_GONE: Failure.SESSION_GONE,
     LOST: Failure.LOST,
-    _UNREADABLE: Failure.UNREADABLE,
+    UNREADABLE: Failure.UNREADABLE,
     types.PARSE_ERROR: Failure.UNREADABLE,
 }
 _SDK_LOST = ("Connection closed", "SSE stream")
@@ -423,23 +420,6 @@ class _Dispatcher(JSONRPCDispatcher[TransportContext]):
 
 # Lines
 
-_NOTIFICATION = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"method"\s*:\s*"notifications/([^"\\]{0,64})"')
-_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.){0,200}"|-?\d{1,18})')
-
-
-def _filter(changed: Callable[[], object]) -> Callable[[bytes], bool]:
-    """Return what drops notifications of no use as they arrive, at a millionth of a second each."""
-
-    def wanted(line: bytes) -> bool:
-        found = _NOTIFICATION.match(line)
-        if found is None:
-            return True
-        if found.group(1) == b"tools/list_changed":
-            changed()
-        return found.group(1) in (b"cancelled", b"subscriptions/acknowledged")
-
-    return wanted
-
 
 class _Junk:
     """Lines that were nothing."""
@@ -497,10 +477,7 @@ class _Reading(_Stream):
 
     def _messages(self, line: bytes) -> list[SessionMessage]:
         long = line.endswith(b"\0")
-        try:
-            message = None if long else types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-        except ValueError:
-            message = _salvaged(line)
+        message = None if long else read_message(line)
         if message is None:
             return self._failures(line, long=long)
         if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
@@ -509,45 +486,14 @@ class _Reading(_Stream):
 
     def _failures(self, line: bytes, *, long: bool) -> list[SessionMessage]:
         """Return errors for the requests that a line which can't be read may answer; none if it answers none."""
-        head = line[:HEAD_BYTES]
-        if not (long or head.lstrip().startswith(b"{")) or _METHOD.search(head[:200]):
-            self._junk.add(line)
-            return []
-        found = _ID.search(head)
-        named = {json.loads(found.group(1))} if found else set()
-        ids = named & self._outstanding or (self._outstanding if long else set())
+        ids = {named_id(line)} & self._outstanding or (self._outstanding if long else set())
         if not ids:
             self._junk.add(line)
             return []
         why = f"the answer is a line of more than {MAX_LINE_BYTES:,} bytes" if long else "the answer is no JSON-RPC"
-        error = types.ErrorData(code=_UNREADABLE, message=why)
-        failures = [SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=each, error=error)) for each in ids]
+        error = types.ErrorData(code=UNREADABLE, message=why)
         self._outstanding -= ids
-        return failures
-
-
-_METHOD = re.compile(rb'"method"\s*:')
-
-
-def _salvaged(line: bytes) -> types.JSONRPCMessage | None:
-    """Return the message in a line that a strict reader refuses for half a character or for deep nesting."""
-    try:
-        value = _whole(json.loads(line))
-        return types.jsonrpc_message_adapter.validate_python(value, by_name=False)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _whole(value: Any) -> Any:
-    """Return a JSON value without lone surrogates."""
-    match value:
-        case str():
-            return clean(value)
-        case dict():
-            return {clean(key): _whole(each) for key, each in value.items()}
-        case list():
-            return [_whole(each) for each in value]
-    return value
+        return [SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=each, error=error)) for each in ids]
 
 
 class _Writing(_Stream):
