@@ -3,6 +3,7 @@
 What is installed is kept in pytest's cache, by what is to be installed, and so is there at once the next time.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -11,14 +12,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
-__all__ = ["FOREIGN", "NODE_GATEWAY", "npm_installed", "running_gateway", "text_of_config"]
+__all__ = ["FOREIGN", "NODE_GATEWAY", "npm_installed", "running_gateway", "serving", "text_of_config"]
 
 NODE_GATEWAY = Path(__file__).parent / "examples" / "node_gateway"
 FOREIGN = Path(__file__).parent / "data" / "npm_servers"
@@ -104,6 +107,23 @@ def running_gateway(
             process.stdout.close()
             reader.join(5)
             process.stderr.close()
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """Yield the address at which *app* is served by this event loop."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    task = asyncio.create_task(server._serve())  # serve() would take over the signals
+    try:
+        async with asyncio.timeout(_START_S):
+            while not server.started:
+                assert not task.done(), "the application did not start"
+                await asyncio.sleep(0.01)
+        (socket,) = server.servers[0].sockets
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
 
 
 def _collect(stream: IO[str], lines: list[str]) -> None:

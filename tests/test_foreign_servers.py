@@ -18,8 +18,10 @@ import pytest
 from attrs import frozen
 
 from agent_fsm.protocol import ToolInvoker, ToolResult
+from agent_fsm.server.gateway import create_app
 from agent_fsm.tools.http import HttpToolsInvoker
-from tests.gateways import FOREIGN, npm_installed, running_gateway, text_of_config
+from agent_fsm.tools.mcp.invoker import MCPInvoker
+from tests.gateways import FOREIGN, npm_installed, running_gateway, serving, text_of_config
 
 TOKEN = "foreign-token-1618033"
 WAYS = ("direct", "python", "node")
@@ -138,22 +140,19 @@ def told(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
     environ = {"GATEWAY_TOKEN": TOKEN}
     with (
         page() as url,
-        running_gateway("python", config, cache, environ) as (python, _),
         running_gateway("node", config, cache, environ) as (node, _),
     ):
-        yield asyncio.run(_ask(config, {"python": python, "node": node}, calls_in(folder, url), folder))
+        yield asyncio.run(_ask(config, node, calls_in(folder, url), folder))
 
 
-async def _ask(
-    config: Path, gateways: Mapping[str, str], calls: Mapping[str, tuple[str, dict[str, Any]]], folder: Path
-) -> Told:
-    from agent_fsm.tools.mcp.invoker import MCPInvoker
-
+async def _ask(config: Path, node: str, calls: Mapping[str, tuple[str, dict[str, Any]]], folder: Path) -> Told:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with MCPInvoker(config) as direct:
+    # One set of processes for both: five more would double the time that this takes
+    async with MCPInvoker(config) as direct, serving(create_app(direct, token=TOKEN)) as python:
         invokers: dict[str, ToolInvoker] = {
             "direct": direct,
-            **{way: HttpToolsInvoker(url, headers) for way, url in gateways.items()},
+            "python": HttpToolsInvoker(python, headers),
+            "node": HttpToolsInvoker(node, headers),
         }
         await _all_of(direct, {"page": calls["page"]})  # the first time, that server installs something
         both = await asyncio.gather(*(_all_of(invoker, calls) for invoker in invokers.values()))

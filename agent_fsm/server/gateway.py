@@ -10,8 +10,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -23,10 +23,9 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.routing import Route
 
 from agent_fsm.protocol import ToolResult
-from agent_fsm.redaction import redact_json
 from agent_fsm.server.arguments import faults_of, read_arguments
 from agent_fsm.server.problems import Problem, check_binding, documented, equip, is_loopback, problem, until_disconnect
-from agent_fsm.tools.mcp.config import ServerSpec, read_servers, servers_of
+from agent_fsm.tools.mcp.config import read_servers
 
 if TYPE_CHECKING:
     from socket import socket
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from starlette.types import Receive, Scope, Send
 
-    from agent_fsm.tools.mcp.invoker import MCPInvoker
+    from agent_fsm.tools.mcp.invoker import MCPInvoker, Servers
 
 __all__ = ["create_app", "serve"]
 
@@ -49,7 +48,7 @@ _MAX_SESSIONS: Final = 1_000
 
 
 def create_app(
-    servers: Mapping[str, ServerSpec | Mapping[str, Any]] | Iterable[ServerSpec] | Path | str,
+    servers: "Servers | MCPInvoker",
     *,
     token: str | None = None,
     max_body_bytes: int = 1_000_000,
@@ -58,7 +57,7 @@ def create_app(
     """Return the application; it starts *servers* when it starts, and closes them when it ends.
 
     Args:
-        servers: specs, or what stands for them: a mapping of names to entries, or the path of a file.
+        servers: what `MCPInvoker` takes; or one whose `async with` block we are in, which is then not closed.
         token: what every request must bear; None: none, and only requests of this machine are served.
         max_body_bytes: the most that a request may have.
         max_calls: calls under way at once; one more is refused with 429.
@@ -66,10 +65,13 @@ def create_app(
     Raises:
         ConfigError: a server can't be meant so.
     """
-    specs = _specs(servers)
+    from agent_fsm.tools.mcp.invoker import MCPInvoker
+
+    kept = isinstance(servers, MCPInvoker)
+    invoker = servers if isinstance(servers, MCPInvoker) else MCPInvoker(servers)
     app = FastAPI(
         title="agent_fsm gateway",
-        lifespan=_lifespan_of(specs, max_calls),
+        lifespan=_lifespan_of(nullcontext(invoker) if kept else invoker, max_calls),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -111,16 +113,6 @@ def serve(path: Path | str, *, host: str = "127.0.0.1", port: int = 8765, token:
         Told(config).run()
     except KeyboardInterrupt:  # how uvicorn ends on SIGINT, when all is closed
         return
-
-
-def _specs(
-    servers: Mapping[str, ServerSpec | Mapping[str, Any]] | Iterable[ServerSpec] | Path | str,
-) -> tuple[ServerSpec, ...]:
-    if isinstance(servers, str | Path):
-        return read_servers(servers, os.environ).servers
-    if isinstance(servers, Mapping):
-        return servers_of(servers, os.environ, "servers").servers
-    return tuple(servers)
 
 
 # What goes over the wire
@@ -207,7 +199,6 @@ class _Offered:
     server: str
     listed: Mapping[str, Any]
     """As GET /tools says it."""
-    timeout_s: float
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -232,7 +223,6 @@ class _Gateway:
     """What the routes share: the servers, what they offered when last asked, and how many calls are under way."""
 
     invoker: "MCPInvoker"
-    specs: Mapping[str, ServerSpec]
     max_calls: int
     calls: int = 0
     _offered: dict[str, _Offered] = field(factory=dict)
@@ -273,9 +263,10 @@ class _Gateway:
     def _read(self, listed: Mapping[str, Any]) -> _Offered:
         name = listed["function"]["name"]
         server, _ = self.invoker.place_of(name) or ("", "")
-        spec = self.specs[server]
-        hints = redact_json(self.invoker.tools_of(server)[name].annotations, spec.secrets)
-        return _Offered(server, {**listed, "annotations": hints} if hints else listed, spec.tool_timeout_s)
+        # Only what is true or false: a text may hold what was configured as a secret
+        said = self.invoker.tools_of(server)[name].annotations
+        hints = {hint: value for hint, value in said.items() if isinstance(value, bool)}
+        return _Offered(server, {**listed, "annotations": hints} if hints else listed)
 
     async def call(self, name: str, arguments: str | Mapping[str, Any] | None, deadline_s: float) -> ToolResult:
         """Return what the tool said.
@@ -296,7 +287,7 @@ class _Gateway:
         faults = faults_of(checked, offered.schema)
         if faults:
             raise Problem(422, "invalid_arguments", "; ".join(faults))
-        timeout_s = min(offered.timeout_s, ends - asyncio.get_running_loop().time())
+        timeout_s = ends - asyncio.get_running_loop().time()
         if timeout_s <= 0:
             raise Problem(504, "timeout", "the deadline was over before the call was sent", True)
         if self.calls >= self.max_calls:
@@ -345,14 +336,12 @@ def _answer(result: ToolResult) -> dict[str, Any]:
 
 
 def _lifespan_of(
-    specs: tuple[ServerSpec, ...], max_calls: int
+    invoker: "AbstractAsyncContextManager[MCPInvoker]", max_calls: int
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        from agent_fsm.tools.mcp.invoker import MCPInvoker
-
-        async with MCPInvoker(specs) as invoker:
-            gateway = _Gateway(invoker, {spec.name: spec for spec in specs}, max_calls)
+        async with invoker as entered:
+            gateway = _Gateway(entered, max_calls)
             app.state.gateway, app.state.sessions = gateway, _sessions(gateway)
             gateway.start()
             try:
