@@ -35,6 +35,7 @@ from agent_fsm.server.request import OPERATOR_ONLY, request_model
 from agent_fsm.server.settings import CEILINGS, ServerSettings, settings_from
 from tests.openai_server import OpenAIServer
 from tests.serving import serving
+from tests.tools_gateway import ToolsGateway, tool
 
 TOKEN = "tok-5f0c2d"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -341,6 +342,108 @@ def test_the_seeds_curl_example_is_answered_by_a_real_run() -> None:
     assert [tool["function"]["name"] for tool in model.requests[0].body["tools"]] == ["echo"]
 
 
+# Tool backends and secrets
+
+
+def test_the_tools_of_an_http_gateway_are_called_with_the_headers_of_the_request() -> None:
+    headers = {"Authorization": "Bearer tool-token", "X-Tenant": "blue"}
+    with ExitStack() as stack:
+        gateway = stack.enter_context(ToolsGateway([tool("add")], [{"text": "3"}]))
+        model = stack.enter_context(OpenAIServer([[("add", {"a": 1})], "3 it is"]))
+        url = stack.enter_context(serving(create_app(asking(model))))
+        answer = asked(url, model="gpt-4o-mini", **http(gateway.url, headers))
+
+    assert answer.json()["final_answer"] == "3 it is"
+    assert [request.body for request in gateway.invoked] == [{"name": "add", "arguments": {"a": 1}}]
+    assert {request.headers["authorization"] for request in gateway.requests} == {"Bearer tool-token"}
+    assert {request.headers["x-tenant"] for request in gateway.requests} == {"blue"}
+
+
+def test_a_gateway_that_does_not_answer_ends_the_run_and_not_the_server(urls: Mapping[str, str]) -> None:
+    answer = asked(urls["open"], **http(LOCAL))
+
+    assert (answer.status_code, answer.json()["stopped_reason"]) == (200, "tools_unavailable")
+
+
+def test_the_servers_of_the_operators_file_are_the_tools_of_the_backend_mcp(tmp_path: Path) -> None:
+    file = tmp_path / "servers.json"
+    server = {"command": sys.executable, "args": [str(Path(__file__).with_name("chaos_server.py")), "healthy"]}
+    file.write_text(json.dumps({"mcpServers": {"calm": server}}))
+    with ExitStack() as stack:
+        model = stack.enter_context(OpenAIServer(["done"]))
+        url = stack.enter_context(serving(create_app(attrs.evolve(asking(model), mcp_config=file))))
+        answer = asked(url, model="gpt-4o-mini", tool_backend="mcp")
+
+    assert answer.json()["stopped_reason"] == "success", answer.text
+    names = [tool["function"]["name"] for tool in model.requests[0].body["tools"]]
+    assert names and all(name.startswith("calm__") for name in names)
+
+
+def test_a_file_of_servers_that_can_not_be_read_is_told_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"servers\.json"):
+        create_app(ServerSettings(mcp_config=tmp_path / "servers.json"))
+
+
+def test_the_backend_research_offers_what_looks_things_up() -> None:
+    with ExitStack() as stack:
+        model = stack.enter_context(OpenAIServer(["done"]))
+        url = stack.enter_context(serving(create_app(asking(model))))
+        answer = asked(url, model="gpt-4o-mini", tool_backend="research")
+
+    assert answer.json()["stopped_reason"] == "success"
+    names = {tool["function"]["name"] for tool in model.requests[0].body["tools"]}
+    assert names and names <= {"research_perplexity", "research_context7_docs"}
+
+
+def asking(model: OpenAIServer) -> ServerSettings:
+    """Settings by which every model is asked at *model*."""
+    return ServerSettings(defaults=AgentConfig(completion_kwargs=model.completion_kwargs))
+
+
+def test_what_is_secret_is_in_no_answer_and_no_log(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tool_token, key = "tool-9d1f7c", "sk-77aa42c0"
+    secrets = (TOKEN, tool_token, key)
+    told = f"I was given {', '.join(secrets)}"
+    tools = [[tool("look")], (500, {}, {"error": told})]
+    bodies: list[str] = []
+    caplog.set_level("DEBUG")
+    with ExitStack() as stack:
+        gateway = stack.enter_context(ToolsGateway(tools[0], [{"text": told}, tools[1]]))
+        model = stack.enter_context(OpenAIServer([[("look", {})], [("look", {})], told, (401, {}, {"error": told})]))
+        host = model.base_url.removeprefix("http://").partition("/")[0]
+        gateway_host = gateway.url.removeprefix("http://")
+        settings = ServerSettings(
+            token=TOKEN,
+            allowed_backends=("echo", "http"),
+            allowed_tool_hosts=(gateway_host,),
+            allowed_model_hosts=(host,),
+        )
+        url = stack.enter_context(serving(create_app(settings)))
+        body = {
+            "messages": SAY_HI,
+            "model": "gpt-4o-mini",
+            "completion_kwargs": {"api_key": key, "api_base": model.base_url},
+            **http(gateway.url, {"X-Custom": tool_token}),
+        }
+        for more in (
+            {},
+            {},
+            {"max_iterations": 0},
+            {"max_iteration": 1},
+            {"tool_http_base_url": f"http://{tool_token}"},
+        ):
+            answer = httpx.post(f"{url}/agent/run", json={**body, **more}, headers=BEARER, timeout=60)
+            bodies.append(f"{answer.status_code} {answer.text}")
+
+    out = capfd.readouterr()
+    assert [text[:3] for text in bodies] == ["200", "200", "422", "422", "403"]
+    assert "I was given" in bodies[0]
+    for text in (*bodies, caplog.text, out.out, out.err):
+        assert [secret for secret in secrets if secret in text] == []
+
+
 # Settings, and what a request makes of them
 
 
@@ -497,7 +600,7 @@ def statuses_of_documented_requests(examples: int) -> Counter[int]:
 
 
 def test_schemathesis_finds_no_server_error() -> None:
-    found = statuses_of_documented_requests(examples=25)
+    found = statuses_of_documented_requests(examples=12)
 
     assert found[200] >= 1
     assert found[422] >= 1

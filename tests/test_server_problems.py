@@ -102,6 +102,7 @@ JSON = {"Content-Type": "application/json"}
         ("GET", "/problem", {"headers": {"Host": "["}}, (403, "host_not_allowed")),
         ("GET", "/problem", {"headers": {"Origin": "http://evil.example"}}, (403, "origin_not_allowed")),
         ("GET", "/problem", {"headers": {"Origin": "null"}}, (403, "origin_not_allowed")),
+        ("GET", "/problem", {"headers": {"X-Forwarded-For": "192.0.2.1"}}, (403, "token_required")),
     ],
 )
 def test_every_refusal_has_the_one_form(

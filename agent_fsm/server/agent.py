@@ -214,12 +214,10 @@ def _mcp(settings: ServerSettings) -> ToolInvoker | None:
     if settings.mcp_config is None:
         return None
     from agent_fsm.tools.mcp import MCPInvoker
-    from agent_fsm.tools.mcp.config import read_servers
 
-    found = read_servers(settings.mcp_config, os.environ)
-    for warning in found.warnings:
+    invoker = MCPInvoker(settings.mcp_config)  # not entered: each run has servers of its own
+    for warning in invoker.warnings:
         _log.warning("%s", warning)
-    invoker: ToolInvoker = MCPInvoker(found.servers)
     return invoker
 
 

@@ -42,6 +42,7 @@ _DRAIN_S: Final = 1.0
 answer."""
 _SHOWN_ERRORS: Final = 5
 _SHOWN_CHARS: Final = 80
+_MESSAGE_CHARS: Final = 2_000
 _CODES: Final[Mapping[int, str]] = {
     400: "bad_request",
     401: "unauthorized",
@@ -59,6 +60,8 @@ _CODES: Final[Mapping[int, str]] = {
     503: "unavailable",
     504: "timeout",
 }
+
+_PROXIED: Final = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 
 _Result = TypeVar("_Result")
 
@@ -108,7 +111,7 @@ def problem(
     status: int, code: str, message: str, *, retryable: bool = False, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """Return a refusal in the one form; what can't be sent in *message* becomes a question mark."""
-    text = message.encode(errors="replace").decode()  # of a lone surrogate there is no UTF-8
+    text = _cut(message, _MESSAGE_CHARS).encode(errors="replace").decode()  # of a lone surrogate there is no UTF-8
     content = {"error": {"code": code, "message": text, "retryable": retryable}}
     return JSONResponse(content, status, headers=None if headers is None else dict(headers))
 
@@ -250,6 +253,9 @@ def _check_local(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
     if server is None or not is_loopback(str(server[0])):
         text = "without a token this is served on loopback only; its operator can set one"
         raise Problem(403, "token_required", text)
+    if not _PROXIED.isdisjoint(name for name, _ in headers):
+        text = "this came through a proxy, so that others may come, too; without a token that is not served"
+        raise Problem(403, "token_required", text)
     host = b"".join(value for name, value in headers if name == b"host").decode("latin-1")
     if not is_loopback(_host_name(f"//{host}")):
         raise Problem(403, "host_not_allowed", "without a token this answers only to localhost and loopback addresses")
@@ -298,12 +304,12 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def _told(error: Mapping[str, Any]) -> str:
-    where = ".".join(_cut(str(each)) for each in error["loc"] if each != "body") or "the body"
+    where = ".".join(_cut(str(each), _SHOWN_CHARS) for each in error["loc"] if each != "body") or "the body"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 # Clients that go away

@@ -220,7 +220,7 @@ def _config(given: Mapping[str, Any], settings: ServerSettings) -> AgentConfig:
 def _check_ceilings(given: Mapping[str, Any], settings: ServerSettings) -> None:
     for name, most in settings.ceilings.items():
         if name in given and (given[name] is None or given[name] > most):
-            asked = "no limit" if given[name] is None else f"{given[name]:g}"
+            asked = "no limit" if given[name] is None else cut(str(given[name]), 40)
             raise Problem(422, "above_ceiling", f"{name}: {asked} is above the ceiling of this server, {most:g}")
     if "max_cost_usd" in settings.ceilings:
         for name in _PRICES:
