@@ -1,4 +1,4 @@
-"""What the libraries below log: without the secrets that servers were given, and nowhere unless somebody asked for it."""
+"""What the libraries below log: without the secrets that servers were given, and to nobody who has not asked for it."""
 
 import logging
 from collections import Counter

@@ -22,7 +22,7 @@ server does not know our session, and has done nothing; what came back can't be 
 _NOTIFICATION = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"method"\s*:\s*"notifications/([^"\\]{0,64})"')
 _METHOD = re.compile(rb'"method"\s*:')
 _ANSWER = re.compile(rb'"(?:result|error)"\s*:')
-_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.){0,200}"|-?\d{1,18})')
+_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]|\\.){0,200}"|-?\d{1,18})\s*[,}]')
 _HEAD_BYTES = 4_096
 
 
