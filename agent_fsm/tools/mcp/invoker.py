@@ -29,6 +29,7 @@ _GRACE_S = 0.02
 _GENERATORS = 3
 """Generators within each other that the SDK leaves to the loop to close, which it does one a turn."""
 _NAMES_CHARS = 500
+_SERVERS_TOLD = 5
 
 
 @frozen
@@ -148,8 +149,7 @@ class MCPInvoker:
                 return _failed(f"error: the call was not sent: {error}")
         place = self._places.get(name)
         if place is None:
-            known = cut(", ".join(self._places), _NAMES_CHARS) or "none"
-            return _failed(f"error: there is no tool {name!r}; there are: {known}")
+            return _failed(f"error: there is no tool {name!r}; {self._there_is()}")
         if self._closed:
             return _failed("error: the call was not sent: the servers are closed")
         limit = place.server.spec.tool_timeout_s
@@ -181,6 +181,16 @@ class MCPInvoker:
 
     def _changes(self) -> int:
         return sum(server.changes for server in self._servers.values())
+
+    def _there_is(self) -> str:
+        """Return which tools there are, and what is amiss with servers whose tools may be missed."""
+        known = cut(", ".join(self._places), _NAMES_CHARS) or "none"
+        amiss = [
+            f"server {name!r} is {health.state}: {health.error}"
+            for name, health in self.health().items()
+            if health.error
+        ]
+        return "; ".join([f"there are: {known}", *(cut(each, _NAMES_CHARS) for each in amiss[:_SERVERS_TOLD])])
 
     def _named(self, server: str, tool: str) -> str:
         """Return the name of a tool, which it keeps: what another server lists later does not change it."""

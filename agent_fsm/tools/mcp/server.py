@@ -96,6 +96,13 @@ class Server:
         """Return how it is now."""
         return ServerHealth(self._state, self._error, len(self._tools), self._restarts)
 
+    @property
+    def why_down(self) -> str:
+        """Why it can't be asked anything now; empty if it can."""
+        if self._state == "ready":
+            return ""
+        return f"server {self.spec.name!r} is {self._state}: {self._error or 'it has not answered yet'}"
+
     # What it is asked for
 
     async def tools(self) -> tuple[McpTool, ...] | str:
@@ -221,7 +228,7 @@ class Server:
                 return self._session
             left = deadline - loop.time()
             if self._state in ("failed", "closed") or left <= 0:
-                return f"server {self.spec.name!r} is {self._state}: {self._error or 'it has not answered yet'}"
+                return self.why_down or f"server {self.spec.name!r} has gone away"
             waiter = loop.create_future()
             self._waiters.append(waiter)
             await asyncio.wait({waiter}, timeout=left)
