@@ -310,7 +310,7 @@ class _Gateway:
             self.start()  # without waiting: it may be another server that is not well
         if name in self._offered and self.invoker.place_of(name) is not None:
             return self._offered[name]
-        near = get_close_matches(name[:_SHOWN_CHARS], self._offered, n=3)
+        near = get_close_matches(name[:_SHOWN_CHARS], self._offered, n=3, cutoff=0.8)
         also = f"; did you mean {' or '.join(near)}?" if near else "; GET /tools says what there is"
         raise Problem(404, "unknown_tool", f"there is no such tool{also}")
 
