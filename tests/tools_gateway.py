@@ -131,12 +131,20 @@ class Scripted:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._connections: list[socket.socket] = []
+        self._ended = 0
         self._http = _QuietServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._http.server_port}"
+
+    def drained(self, within_s: float = 2.0) -> bool:
+        """Return whether every connection is closed, or is so within *within_s* seconds."""
+        until = time.monotonic() + within_s
+        while self._ended < len(self._connections) and time.monotonic() < until:
+            time.sleep(0.01)
+        return self._ended == len(self._connections)
 
     def asked(self, path: str) -> list[Request]:
         """Return the requests to *path*, in the order in which they came."""
@@ -176,6 +184,11 @@ class Scripted:
             def setup(self) -> None:
                 super().setup()
                 server._connections.append(self.connection)
+
+            def finish(self) -> None:
+                super().finish()
+                with server._lock:
+                    server._ended += 1
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """Say nothing."""

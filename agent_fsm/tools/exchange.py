@@ -52,6 +52,7 @@ class Request:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     params: Mapping[str, str] = field(factory=dict)
     content: bytes | None = field(default=None, repr=False)
+    """JSON."""
     tells_deadline: bool = False
     """Whether the header X-Deadline-Ms says how many milliseconds are left."""
 
@@ -162,19 +163,21 @@ class Wire:
             return Fault("this run's connections are closed", sent=False, passing=False)
         reading = _Reading(self._max_body_bytes)
         began = asyncio.get_running_loop().time()
+        try:
+            client = self._client(request.url)
+        except (ValueError, ImportError, OSError) as error:  # a proxy that is no URL or needs SOCKS, no certificates
+            why = f"no HTTP client can be made ({type(error).__name__}): see HTTP_PROXY, SSL_CERT_FILE and their like"
+            return Fault(why, sent=False, passing=False)
         token = _hidden.set(tuple(secrets))
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._exchange(request, deadline - began, reading)
+                return await self._exchange(client, request, deadline - began, reading)
         except TimeoutError:
             return reading.broken(f"it was not done after {deadline - began:.3g} s", passing=False)
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, OSError) as error:
             return reading.broken(_told(error))
-        except (ValueError, ImportError) as error:  # of a proxy in the environment that is no URL, or a SOCKS one
-            why = (
-                f"no HTTP client can be made of this environment ({type(error).__name__}); see HTTP_PROXY and its like"
-            )
-            return Fault(why, sent=False, passing=False)
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ValueError) as error:
+            return reading.broken(_told(error), passing=False)
         finally:
             _hidden.reset(token)
 
@@ -185,11 +188,18 @@ class Wire:
         for client in clients.values():
             await client.aclose()
 
-    async def _exchange(self, request: Request, left_s: float, reading: "_Reading") -> Reply | Fault:
-        headers = {**request.headers, "Accept-Encoding": "identity"}
+    async def _exchange(
+        self, client: "httpx.AsyncClient", request: Request, left_s: float, reading: "_Reading"
+    ) -> Reply | Fault:
+        import httpx
+
+        headers = httpx.Headers(dict(request.headers))  # so that ours replace those of other letters
+        headers["Accept-Encoding"] = "identity"
+        if request.content is not None:
+            headers["Content-Type"] = "application/json"
         if request.tells_deadline:
             headers["X-Deadline-Ms"] = str(max(1, int(left_s * 1000)))
-        async with self._client(request.url).stream(
+        async with client.stream(
             request.method,
             request.url,
             headers=headers,
@@ -367,7 +377,7 @@ _UNSHOWN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u
 
 def shown(text: str, chars: int = _SHOWN_CHARS) -> str:
     """Return *text* on one line, without control characters, cut to *chars*."""
-    text = _UNSHOWN.sub(" ", text[: 200 * chars]).strip()
+    text = _UNSHOWN.sub(" ", text[: 200 * chars].encode("utf-8", "replace").decode()).strip()
     return text if len(text) <= chars else f"{text[:chars]}..."
 
 

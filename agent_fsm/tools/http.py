@@ -16,7 +16,7 @@ from agent_fsm.tools.exchange import Fault, Reply, Request, Wired, base_of, may_
 
 __all__ = ["HttpToolsInvoker"]
 
-_PAUSES: Final = (0.5,)
+_PAUSES: Final = (0.25,)
 """Seconds before a request is sent again, where the gateway doesn't say how many: once, at most."""
 _KNOWN: Final = ("text", "error", "data", "content", "structuredContent", "isError")
 """The members of an answer to a call."""
@@ -81,7 +81,11 @@ class HttpToolsInvoker(Wired):
         if isinstance(listed, str):
             raise RuntimeError(redact(listed, self._gateway.secrets))
         self._marked = frozenset(name for name, tool in listed if _may_repeat(tool))
-        return [redact_json(_without_annotations(tool), self._gateway.secrets) for _, tool in listed]
+        tools = [_without_annotations(tool) for _, tool in listed]
+        try:
+            return [redact_json(tool, self._gateway.secrets) for tool in tools] if self._gateway.secrets else tools
+        except RecursionError:
+            raise RuntimeError(f"{_TOOLS_SHAPE}; it is nested too deep") from None
 
     async def call_openai_tool(self, call: Any, /) -> ToolResult:
         """Have the gateway run an OpenAI tool call, and return what came of it."""
@@ -98,12 +102,15 @@ class HttpToolsInvoker(Wired):
             content = json.dumps({"name": name, "arguments": arguments}, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             return ToolResult(f"error: the arguments can't be sent as JSON: {shown(str(error))}", ok=False)
-        headers = {**self._gateway.headers, "Content-Type": "application/json"}
-        request = Request("POST", f"{self._gateway.base_url}/invoke", headers, content=content, tells_deadline=True)
+        request = Request(
+            "POST", f"{self._gateway.base_url}/invoke", self._gateway.headers, content=content, tells_deadline=True
+        )
         outcome = await self._outcome(request, may_repeat=name in self._idempotent | self._marked)
         failure = self._failure(outcome)
-        result = ToolResult(f"error: {failure}", ok=False) if failure else _result_of(outcome)
-        return self._redacted(result)
+        try:
+            return self._redacted(ToolResult(f"error: {failure}", ok=False) if failure else _result_of(outcome))
+        except RecursionError:
+            return ToolResult("error: the call was run, but its result is nested too deep to be read", ok=False)
 
     async def _outcome(self, request: Request, *, may_repeat: bool) -> Reply | Fault:
         def again(outcome: Reply | Fault) -> bool:
@@ -127,11 +134,15 @@ class HttpToolsInvoker(Wired):
             told = f"{where} answered {outcome.status}, a redirect to {target}; redirects are not followed: {_MOVED}"
         else:
             told = f"{where} answered {outcome.told()}"
+            if outcome.status < 300:
+                told += "; so the request was run, but its answer is not whole"
         hint = _HINTS.get(outcome.status, "") if isinstance(outcome, Reply) else ""
         return "; ".join(part for part in (told, outcome.note, hint) if part)
 
     def _redacted(self, result: ToolResult) -> ToolResult:
         secrets = self._gateway.secrets
+        if not secrets:
+            return result
         return evolve(
             result,
             text=redact(result.text, secrets),
@@ -157,6 +168,7 @@ def _gateway_of(base_url: str, headers: Mapping[str, str]) -> _Gateway:
     secrets = secret_values(sent)
     user, at, host = parts.netloc.rpartition("@")
     if at:  # in a URL httpx would log them
+        user = user if ":" in user else f"{user}:"
         basic = base64.b64encode(unquote(user).encode()).decode()
         if "authorization" not in {name.lower() for name in sent}:
             sent["Authorization"] = f"Basic {basic}"

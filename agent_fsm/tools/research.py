@@ -176,9 +176,9 @@ class _Asking:
         return await self._sent(Request("GET", f"{self.service.base_url}{path}", self.service.headers(), params))
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply | Fault:
-        headers = {**self.service.headers(), "Content-Type": "application/json"}
         content = json.dumps(body).encode()
-        return await self._sent(Request("POST", f"{self.service.base_url}{path}", headers, content=content))
+        url = f"{self.service.base_url}{path}"
+        return await self._sent(Request("POST", url, self.service.headers(), content=content))
 
     async def _sent(self, request: Request) -> Reply | Fault:
         if self.service.missing:
