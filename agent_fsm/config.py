@@ -4,9 +4,11 @@
 by default; None means "absent" where the field says so, and zero means zero.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import Attribute, evolve, field, frozen
 
@@ -53,6 +55,31 @@ def _text(instance: object, attribute: "Attribute[Any]", value: object) -> None:
 def _names(instance: object, attribute: "Attribute[Any]", value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(name, str) and name.strip() for name in value):
         raise ConfigError(f"{attribute.name} must be a sequence of model names, not {value!r}")
+
+
+def _redis_url(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if value is None or (isinstance(value, str) and _is_redis_url(value)):
+        return
+    # without the value, which may hold a password
+    raise ConfigError(f"{attribute.name} must be a URL like redis://:password@host:6379/0, or None")
+
+
+def _is_redis_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = 1 if parts.port is None else parts.port  # raises for one that is no number, or too large
+    except ValueError:
+        return False
+    whole = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port > 0
+    plain = text.isprintable() and " " not in text and not parts.query and not parts.fragment
+    return whole and plain and re.fullmatch("(/[0-9]{0,9})?", parts.path) is not None
+
+
+def _without_password(value: str | None) -> str:
+    if value is None:
+        return repr(value)
+    credentials, at, place = value.rpartition("@")
+    return repr(f"{credentials.partition('://')[0]}://***@{place}" if at else value)
 
 
 def _mapping(instance: object, attribute: "Attribute[Any]", value: object) -> None:
@@ -130,6 +157,10 @@ class AgentConfig(Limits):
     """Seconds that one call may take; beyond it, it is a failed result."""
     observation_chars: int = field(default=8_000, validator=_whole(100))
     """Characters of a tool result that the model is shown; of a longer one it sees head and tail."""
+    response_cache: str | None = field(default=None, validator=_redis_url, repr=_without_password)
+    """URL of a redis server that keeps replies for a day, `redis://:password@host:6379/0`. The same request asked again
+    is answered from there: its tokens count, its cost is 0. A server that is down costs a run half a second. Only
+    LiteLLM's replies are kept. None: no server."""
 
     def priced(self, prices: Prices) -> "AgentConfig":
         """Return this configuration with the prices that its cost budget is to be reckoned with."""

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -27,9 +28,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from attrs import evolve
+
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import ConfigError
 from agent_fsm.protocol import ModelError, ModelRequest, Prices
+from agent_fsm.response_cache import ResponseCache
 
 __all__ = ["LiteLLMClient", "default_model", "provider_key_present"]
 
@@ -89,7 +93,8 @@ class LiteLLMClient:
     """Sends the requests of one run. Close it on the event loop that it was used on.
 
     Raises:
-        ConfigError: `completion_kwargs` sets what is the run's to set, or a ceiling or timeout that is no number.
+        ConfigError: `completion_kwargs` sets what is the run's to set, or a ceiling or timeout that is no number; or
+            there is to be a response cache, and the package redis is not installed.
     """
 
     def __init__(self, config: AgentConfig) -> None:
@@ -103,13 +108,31 @@ class LiteLLMClient:
         self._owner = f"-agent_fsm-{next(_owner_numbers)}"
         self._router: Any = None
         self._litellm: Any = None
+        url = config.response_cache
+        self._cache = None if url is None else ResponseCache(url, config.completion_kwargs)
 
     async def complete(self, request: ModelRequest) -> dict[str, Any]:
         """Return the reply to *request* as a chat.completion dict, with `cost_usd` (None if that is not known) beside.
 
+        A reply from the response cache costs nothing; its usage is what it was when the provider gave it.
+
         Raises:
             ModelError: there is no reply; says whether asking again may help, and what to do about it if not.
         """
+        if self._cache is None:
+            return await self._ask(request)
+        began = time.monotonic()
+        kept = await self._cache.get(request)
+        if kept is not None:
+            self.used_model = str(kept.get("model") or request.model)
+            return {**kept, "cost_usd": 0.0}
+        left_s = request.timeout_seconds - (time.monotonic() - began)
+        reply = await self._ask(evolve(request, timeout_seconds=left_s))
+        left_s = request.timeout_seconds - (time.monotonic() - began)
+        await self._cache.put(request, reply, left_s / 2)
+        return reply
+
+    async def _ask(self, request: ModelRequest) -> dict[str, Any]:
         litellm = await _litellm()
         timeout_s = min(request.timeout_seconds, self._timeout_s)
         try:
@@ -139,6 +162,8 @@ class LiteLLMClient:
 
     async def aclose(self) -> None:
         """Close the connections that this run opened; those of other runs and of the caller stay."""
+        if self._cache is not None:
+            await self._cache.aclose()
         if self._litellm is None:
             return
         clients = self._litellm.in_memory_llm_clients_cache

@@ -16,7 +16,7 @@ LAYERS = (
     {"suspicion", "guards", "messages", "transcript", "directives", "reading", "stagnation", "redaction"},
     {"table", "shape", "rules", "machine"},
     {"diagrams", "check", "replay"},
-    {"driver", "llm", "offline", "journal", "durable", "tools", "images"},
+    {"driver", "llm", "offline", "journal", "durable", "tools", "images", "response_cache"},
     {"__init__", "__main__", "cli", "mini_agent", "testing", "server", "agent_proxy"},
 )
 CORE = 3
@@ -28,7 +28,20 @@ OUTSIDE = {
 THIRD_PARTY = {"rules": {"attrs", "transitions"}}
 """What a module of the core may import besides the standard library; attrs where it is not listed."""
 RELATIVE = "<relative>"
-HEAVY = ("litellm", "mcp", "httpx", "fastapi", "pydantic", "rich", "structlog", "hypothesis", "click", "anyio")
+HEAVY = (
+    "litellm",
+    "mcp",
+    "httpx",
+    "fastapi",
+    "pydantic",
+    "rich",
+    "structlog",
+    "hypothesis",
+    "click",
+    "anyio",
+    "redis",
+    "PIL",
+)
 
 
 def sources() -> dict[str, str]:

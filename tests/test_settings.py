@@ -23,6 +23,7 @@ PRECEDENCE = [
     ("model", '"a"', "b", "c/d", ("a", "b", "c/d")),
     ("fallback_models", '["a", "b"]', "c, d", "e", (("a", "b"), ("c", "d"), ("e",))),
     ("fallback_models", '["a"]', "none", "none", (("a",), (), ())),
+    ("response_cache", '"redis://a"', "redis://b:1/2", "none", ("redis://a", "redis://b:1/2", None)),
     ("completion_kwargs", "{ a = 1 }", '{"b": 2}', '{"c": [3]}', ({"a": 1}, {"b": 2}, {"c": [3]})),
 ]
 
