@@ -121,7 +121,7 @@ class MCPInvoker:
         self._seen = sum(server.listed_changes for server in servers)
         if servers and all(isinstance(each, str) for each in listed):
             raise RuntimeError("no MCP server can be reached: " + "; ".join(str(each) for each in listed))
-        self.unavailable = tuple(f"MCP server {each}" for each in listed if isinstance(each, str))
+        self.unavailable = tuple(f"MCP {each}" for each in listed if isinstance(each, str))
         places: dict[str, _Place] = {}
         offered: list[dict[str, Any]] = []
         for server, tools in zip(servers, listed, strict=True):
@@ -186,9 +186,9 @@ class MCPInvoker:
         """Return which tools there are, and what is amiss with servers whose tools may be missed."""
         known = cut(", ".join(self._places), _NAMES_CHARS) or "none"
         amiss = [
-            f"server {name!r} is {health.state}: {health.error}"
+            f"server {name!r} is {health.state}: {health.error or 'it has not answered yet'}"
             for name, health in self.health().items()
-            if health.error
+            if health.error or health.state != "ready"
         ]
         return "; ".join([f"there are: {known}", *(cut(each, _NAMES_CHARS) for each in amiss[:_SERVERS_TOLD])])
 

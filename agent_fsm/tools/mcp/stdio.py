@@ -106,6 +106,10 @@ class Child:
         """
         await self._stdin.write(line)
 
+    def stop_waiting(self) -> None:
+        """From now on `write` returns at once, though the server may take nothing."""
+        self._stdin.stop_waiting()
+
     @property
     def stderr(self) -> str:
         """The last that it wrote to stderr."""
@@ -421,6 +425,7 @@ class _Writer:
         self._unwritten: deque[memoryview] = deque()
         self._bytes = 0
         self._closed = False
+        self._waits = True
         self._waiters: list[asyncio.Future[None]] = []
 
     async def write(self, line: bytes) -> None:
@@ -435,7 +440,7 @@ class _Writer:
             self._flush()
             if self._unwritten:
                 self._loop.add_writer(self._pipe, self._flush_on)
-        while self._bytes > _READ_BYTES and not self._closed:
+        while self._bytes > _READ_BYTES and self._waits and not self._closed:
             waiter = self._loop.create_future()
             self._waiters.append(waiter)
             await waiter
@@ -463,6 +468,10 @@ class _Writer:
             self._loop.remove_writer(self._pipe)
         if self._bytes <= _READ_BYTES:
             self._wake()
+
+    def stop_waiting(self) -> None:
+        self._waits = False
+        self._wake()
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []

@@ -118,7 +118,11 @@ class Wire:
                 modern = client.protocol_version in MODERN_PROTOCOL_VERSIONS
                 if modern and _says_when_changed(client):
                     beside.start_soon(_listen, client, hooks.changed)
-                yield Session(self, client, dispatcher, modern=modern)
+                try:
+                    yield Session(self, client, dispatcher, modern=modern)
+                finally:
+                    if self._child is not None:  # the SDK says goodbye for 5 s to a server that reads nothing
+                        self._child.stop_waiting()
                 beside.cancel_scope.cancel()
 
     @property
