@@ -545,10 +545,9 @@ def test_a_token_is_in_no_log_result_event_or_error_even_if_the_gateway_tells_it
     answers = [(200, {"X-Echo": TOKEN, "Set-Cookie": f"t={TOKEN}"}, echo), (500, {"X-Echo": TOKEN}, {"error": TOKEN})]
     described = tool("add")
     described["function"]["description"] = TOKEN
-    invoker_of = HttpToolsInvoker
 
     with ToolsGateway([described], answers) as gateway:
-        invoker = invoker_of(gateway.url, {"Authorization": f"Bearer {TOKEN}\n", "X-Team": "blue"})
+        invoker = HttpToolsInvoker(gateway.url, {"Authorization": f"Bearer {TOKEN}\n", "X-Team": "blue"})
         model = ScriptedModel([[("add", {})], [("add", {"again": 1})], "Done."])
         result = run_agent(TASK, invoker, AgentConfig(enable_repair=False), model_client=model)
 
@@ -570,6 +569,13 @@ def test_a_token_is_in_no_error_of_listing(answer: Any, caplog: pytest.LogCaptur
         asyncio.run(HttpToolsInvoker(gateway.url, {"X-API-Key": TOKEN}).list_openai_tools())
 
     assert TOKEN not in f"{caught.value!r} {caught.value.__cause__!r} {caught.value.__context__!r} {caplog.text}"
+
+
+@pytest.mark.parametrize("lead", [300 - len(TOKEN), 288, 296, 300])
+def test_no_part_of_a_token_is_left_where_a_text_is_cut(lead: int) -> None:
+    result = answered((500, {}, b"x" * lead + TOKEN.encode()), headers={"Authorization": f"Bearer {TOKEN}"})
+
+    assert "sk-Z" not in result.text
 
 
 def test_a_token_in_the_base_url_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -91,11 +91,12 @@ class Reply:
         except RecursionError:
             raise ValueError("it is nested too deep") from None
 
-    def told(self) -> str:
-        """Return status, media type, and what the body says first, cleaned: for a text that says what came back."""
+    def told(self, secrets: Sequence[str] = ()) -> str:
+        """Return status, media type, and what the body says first, cleaned and without *secrets*: for a text that says
+        what came back."""
         phrase = HTTPStatus(self.status).phrase if self.status in set(HTTPStatus) else ""
         head = " ".join(part for part in (str(self.status), phrase, f"({self.kind})" if self.kind else "") if part)
-        said = self._message() or shown(self.body.decode("utf-8", "replace"))
+        said = shown(self._message(), secrets=secrets) or shown(self.body.decode("utf-8", "replace"), secrets=secrets)
         told = f"{head}: {said}" if said else f"{head}, with an empty body"
         return f"{told} [{self.broken}]" if self.broken else told
 
@@ -109,7 +110,7 @@ class Reply:
             return ""
         error = body.get("error")
         found = [body.get("message"), error.get("message") if isinstance(error, Mapping) else error, body.get("detail")]
-        return shown(next((each for each in found if isinstance(each, str) and each.strip()), ""))
+        return next((each for each in found if isinstance(each, str) and each.strip()), "")
 
     def retry_after_s(self) -> float | None:
         """Return the seconds that the server asked to be left alone for; None if it did not, or not readably."""
@@ -175,9 +176,9 @@ class Wire:
         except TimeoutError:
             return reading.broken(f"it was not done after {deadline - began:.3g} s", passing=False)
         except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, OSError) as error:
-            return reading.broken(_told(error))
+            return reading.broken(_told(error, secrets))
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ValueError) as error:
-            return reading.broken(_told(error), passing=False)
+            return reading.broken(_told(error, secrets), passing=False)
         finally:
             _hidden.reset(token)
 
@@ -375,14 +376,15 @@ def _positive(value: float, what: str) -> float:
 _UNSHOWN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 
 
-def shown(text: str, chars: int = _SHOWN_CHARS) -> str:
-    """Return *text* on one line, without control characters, cut to *chars*."""
+def shown(text: str, chars: int = _SHOWN_CHARS, *, secrets: Sequence[str] = ()) -> str:
+    """Return *text* on one line, without control characters and *secrets*, cut to *chars*."""
+    text = redact(text, secrets)  # first: a cut through a secret would leave a part of it
     text = _UNSHOWN.sub(" ", text[: 200 * chars].encode("utf-8", "replace").decode()).strip()
     return text if len(text) <= chars else f"{text[:chars]}..."
 
 
-def _told(error: Exception) -> str:
-    words = shown(str(error))
+def _told(error: Exception, secrets: Sequence[str]) -> str:
+    words = shown(str(error), secrets=secrets)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -77,10 +77,11 @@ class HttpToolsInvoker(Wired):
         """
         request = Request("GET", f"{self._gateway.base_url}/tools", self._gateway.headers, tells_deadline=True)
         outcome = await self._outcome(request, may_repeat=True)
-        listed = self._failure(outcome) or _tools_of(outcome)
+        listed = self._failure(outcome) or _tools_of(outcome, self._gateway.secrets)
         if isinstance(listed, str):
             raise RuntimeError(redact(listed, self._gateway.secrets))
-        self._marked = frozenset(name for name, tool in listed if _may_repeat(tool))
+        first = dict(reversed(listed))  # of tools with one name the first counts
+        self._marked = frozenset(name for name, tool in first.items() if _may_repeat(tool))
         tools = [_without_annotations(tool) for _, tool in listed]
         try:
             return [redact_json(tool, self._gateway.secrets) for tool in tools] if self._gateway.secrets else tools
@@ -108,7 +109,7 @@ class HttpToolsInvoker(Wired):
         outcome = await self._outcome(request, may_repeat=name in self._idempotent | self._marked)
         failure = self._failure(outcome)
         try:
-            return self._redacted(ToolResult(f"error: {failure}", ok=False) if failure else _result_of(outcome))
+            return self._redacted(ToolResult(f"error: {failure}", ok=False) if failure else self._result_of(outcome))
         except RecursionError:
             return ToolResult("error: the call was run, but its result is nested too deep to be read", ok=False)
 
@@ -123,21 +124,30 @@ class HttpToolsInvoker(Wired):
 
     def _failure(self, outcome: Reply | Fault) -> str:
         """Return why *outcome* is no answer, in words for the model; empty if it is one."""
-        where = f"the tools gateway at {self._gateway.base_url}"
+        where, secrets = f"the tools gateway at {self._gateway.base_url}", self._gateway.secrets
         if isinstance(outcome, Fault):
             fate = "it had been sent, and what it did is unknown" if outcome.sent else "it was not sent"
             told = f"{where} did not answer the request: {fate} ({outcome.why})"
         elif outcome.ok:
             return ""
         elif 300 <= outcome.status < 400:
-            target = shown(outcome.headers.get("location", "")) or "nowhere"
+            target = shown(outcome.headers.get("location", ""), secrets=secrets) or "nowhere"
             told = f"{where} answered {outcome.status}, a redirect to {target}; redirects are not followed: {_MOVED}"
         else:
-            told = f"{where} answered {outcome.told()}"
+            told = f"{where} answered {outcome.told(secrets)}"
             if outcome.status < 300:
                 told += "; so the request was run, but its answer is not whole"
         hint = _HINTS.get(outcome.status, "") if isinstance(outcome, Reply) else ""
         return "; ".join(part for part in (told, outcome.note, hint) if part)
+
+    def _result_of(self, outcome: Reply | Fault) -> ToolResult:
+        assert isinstance(outcome, Reply)  # else it is a failure
+        try:
+            return _read_answer(outcome)
+        except _NoAnswerError as error:
+            came = outcome.told(self._gateway.secrets)
+            told = f"the call was run, but its result can't be read: {error}; {_SHAPE}; it answered {came}"
+            return ToolResult(f"error: {told}", ok=False)
 
     def _redacted(self, result: ToolResult) -> ToolResult:
         secrets = self._gateway.secrets
@@ -189,20 +199,20 @@ def _header(name: str, value: str) -> str:
 # What came back
 
 
-def _tools_of(outcome: Reply | Fault) -> str | list[tuple[str, Mapping[str, Any]]]:
+def _tools_of(outcome: Reply | Fault, secrets: Sequence[str]) -> str | list[tuple[str, Mapping[str, Any]]]:
     """Return the tools listed, by name, or why there are none."""
     assert isinstance(outcome, Reply)  # else it is a failure
     try:
         body = outcome.json()
     except ValueError as error:
-        return f"{_TOOLS_SHAPE}; it is no JSON ({shown(str(error))}): {outcome.told()}"
+        return f"{_TOOLS_SHAPE}; it is no JSON ({shown(str(error))}): {outcome.told(secrets)}"
     tools = body.get("tools") if isinstance(body, Mapping) else body
     if not isinstance(tools, list):
-        return f"{_TOOLS_SHAPE}; it answered {outcome.told()}"
+        return f"{_TOOLS_SHAPE}; it answered {outcome.told(secrets)}"
     named = [(_name_of(tool), tool) for tool in tools]
     listed = [(name, tool) for name, tool in named if name]
     if tools and not listed:
-        return f"{_TOOLS_SHAPE}; none of the {len(tools)} things that it lists is one: {outcome.told()}"
+        return f"{_TOOLS_SHAPE}; none of the {len(tools)} things that it lists is one: {outcome.told(secrets)}"
     return listed
 
 
@@ -227,21 +237,24 @@ def _without_annotations(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tool.items() if name != "annotations"} | {"function": function}
 
 
-def _result_of(outcome: Reply | Fault) -> ToolResult:
-    assert isinstance(outcome, Reply)  # else it is a failure
+class _NoAnswerError(Exception):
+    """What came back is no answer to a call; says why."""
+
+
+def _read_answer(reply: Reply) -> ToolResult:
     try:
-        body = outcome.json()
+        body = reply.json()
     except ValueError as error:
-        return _unreadable(outcome, f"it is no JSON ({shown(str(error))})")
+        raise _NoAnswerError(f"it is no JSON ({shown(str(error))})") from None
     if not isinstance(body, Mapping):
-        return _unreadable(outcome, "it is no object")
+        raise _NoAnswerError("it is no object")
     if body and not any(name in body for name in _KNOWN):
-        return _unreadable(outcome, "it has none of these members")
+        raise _NoAnswerError("it has none of these members")
     text, content = body.get("text"), body.get("content")
     if not isinstance(text, str | None):
-        return _unreadable(outcome, "its text is no string")
+        raise _NoAnswerError("its text is no string")
     if content is not None and not (isinstance(content, list) and all(isinstance(part, Mapping) for part in content)):
-        return _unreadable(outcome, "its content is no array of content blocks")
+        raise _NoAnswerError("its content is no array of content blocks")
     why = _error_of(body.get("error"))
     failed = bool(why) or body.get("isError") is True
     said = [why, "" if text == why else text or "", "" if body.get("data") is None else _compact(body["data"])]
@@ -249,11 +262,6 @@ def _result_of(outcome: Reply | Fault) -> ToolResult:
     if failed and not whole.strip():
         whole = "error: the tool failed and did not say why"
     return ToolResult(whole, not failed, parts=tuple(content or ()), structured=body.get("structuredContent"))
-
-
-def _unreadable(reply: Reply, why: str) -> ToolResult:
-    told = f"error: the call was run, but its result can't be read: {why}; {_SHAPE}; it answered {reply.told()}"
-    return ToolResult(told, ok=False)
 
 
 def _error_of(error: Any) -> str:

@@ -203,8 +203,10 @@ class _Asking:
         if isinstance(outcome, Fault):
             told, hint = f"{service} did not answer: {outcome.why}", ""
         else:
-            target = f", a redirect to {shown(outcome.headers.get('location', '')) or 'nowhere'}"
-            told = f"{service} answered {outcome.told()}{target if 300 <= outcome.status < 400 else ''}"
+            secrets = [self.service.key]
+            location = shown(outcome.headers.get("location", ""), secrets=secrets)
+            target = f", a redirect to {location or 'nowhere'}"
+            told = f"{service} answered {outcome.told(secrets)}{target if 300 <= outcome.status < 400 else ''}"
             hint = self._hint(outcome.status)
         return _FailedError("; ".join(part for part in (told, why, outcome.note, hint) if part))
 
