@@ -34,7 +34,12 @@ from agent_fsm.protocol import (
 from agent_fsm.table import TABLE, Row, Table, add, counter, observe, opaque, put, reset
 
 if TYPE_CHECKING:
+    from agent_fsm.tools.combined import CombinedInvoker
+    from agent_fsm.tools.functions import FunctionTools
+    from agent_fsm.tools.http import HttpToolsInvoker
     from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+    from agent_fsm.tools.mcp import MCPInvoker
+    from agent_fsm.tools.research import ResearchPythonInvoker
 
 __all__ = [
     "TABLE",
@@ -42,16 +47,21 @@ __all__ = [
     "AgentFsmError",
     "AgentResult",
     "AgentRun",
+    "CombinedInvoker",
     "ConfigError",
     "EchoMCP",
+    "FunctionTools",
+    "HttpToolsInvoker",
     "Limits",
     "LocalMCPInvoker",
+    "MCPInvoker",
     "MessagesError",
     "ModelClient",
     "ModelError",
     "ModelRequest",
     "NoRowError",
     "Prices",
+    "ResearchPythonInvoker",
     "Row",
     "RunningLoopError",
     "State",
@@ -72,10 +82,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Tools that start processes need a quarter of what else this package takes to import, and not everybody needs them
-    if name in ("EchoMCP", "LocalMCPInvoker"):
-        from agent_fsm.tools import local
+# Where tools are that not everybody needs: they take longer to import than all the rest
+_INVOKERS = {
+    "CombinedInvoker": "combined",
+    "EchoMCP": "local",
+    "FunctionTools": "functions",
+    "HttpToolsInvoker": "http",
+    "LocalMCPInvoker": "local",
+    "MCPInvoker": "mcp",
+    "ResearchPythonInvoker": "research",
+}
 
-        return getattr(local, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _INVOKERS:
+        from importlib import import_module
+
+        return getattr(import_module(f"agent_fsm.tools.{_INVOKERS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -435,7 +435,8 @@ class AgentRun:
 
     def _listed(self, outcome: object) -> ToolsListed | ToolsUnavailable:
         research = read_field(self._tools, "research_tools")
-        return read_tools(outcome, now=self._now(), backend=self._backend, research=research)
+        missing = read_field(self._tools, "unavailable")
+        return read_tools(outcome, now=self._now(), backend=self._backend, research=research, unavailable=missing)
 
     async def _listed_anew(self, left: float) -> ToolsListed | None:
         """Return what the tool backend offers now if that has changed and it says so in time; None: go on as before."""

@@ -9,9 +9,19 @@ from typing import Any, Unpack
 from agent_fsm.config import AgentConfig
 from agent_fsm.driver import RunOptions, arun_agent, run_agent
 from agent_fsm.protocol import AgentResult, ToolInvoker
+from agent_fsm.tools.http import HttpToolsInvoker
 from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+from agent_fsm.tools.research import ResearchPythonInvoker
 
-__all__ = ["AgentConfig", "EchoMCP", "LocalMCPInvoker", "arun_mcp_mini_agent", "run_mcp_mini_agent"]
+__all__ = [
+    "AgentConfig",
+    "EchoMCP",
+    "HttpToolsInvoker",
+    "LocalMCPInvoker",
+    "ResearchPythonInvoker",
+    "arun_mcp_mini_agent",
+    "run_mcp_mini_agent",
+]
 
 
 async def arun_mcp_mini_agent(

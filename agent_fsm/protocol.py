@@ -171,6 +171,8 @@ class ToolsListed:
     research: tuple[str, ...] = ()
     """The names of those that look things up."""
     size: int = 0
+    unavailable: tuple[str, ...] = ()
+    """What the backend would offer more of, but could not be had: of each its name and why."""
 
 
 @define
@@ -396,6 +398,7 @@ class ToolInvoker(Protocol):
     An invoker may also have
 
     - `research_tools`, a collection of the names of its tools that look things up; without it they are judged by name;
+    - `unavailable`, a sequence of texts: which parts of it could not be asked when it was last listed, and why;
     - `tools_changed() -> bool`, asked after each turn: True makes the driver list the tools again before the next
       request;
     - `for_run() -> ToolInvoker`, called as a run begins: what the run uses in its place. Its `async aclose()`, if it

@@ -407,7 +407,12 @@ def looks_like_research(name: str) -> bool:
 
 
 def read_tools(
-    listed: object, *, now: float, backend: str, research: Collection[str] | None = None
+    listed: object,
+    *,
+    now: float,
+    backend: str,
+    research: Collection[str] | None = None,
+    unavailable: Sequence[str] | None = None,
 ) -> ToolsListed | ToolsUnavailable:
     """Return the function tools in *listed*. What is none, or has an illegal name or a taken one, is left out.
 
@@ -416,6 +421,7 @@ def read_tools(
         now: seconds of the run.
         backend: what to call it in an error.
         research: names of the tools that look things up; None: judge by name.
+        unavailable: what the backend says of parts of it that could not be asked.
     """
     if not isinstance(listed, list | tuple):
         return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
@@ -428,7 +434,13 @@ def read_tools(
             size += length + FRAME_TOKENS
     named = research if isinstance(research, list | tuple | set | frozenset | Mapping) else None
     looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
-    return ToolsListed(now, tuple(tools.values()), looks_up, size)
+    missing = unavailable if isinstance(unavailable, list | tuple) else ()
+    told = tuple(cut(_text_of(each), _SHOWN_CHARS) for each in missing[:_SHOWN_MISSING])
+    return ToolsListed(now, tuple(tools.values()), looks_up, size, told)
+
+
+_SHOWN_CHARS = 1_000
+_SHOWN_MISSING = 100
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode  # built once, like a decoder

@@ -270,7 +270,7 @@ USAGE_ERRORS = [
     ((HELLO, "--max-iteration", "5"), "No such option"),
     ((HELLO, "--max-iterations", "five"), "--max-iterations: max_iterations must be a whole number >= 1, not 'five'"),
     ((HELLO, "--config", "nowhere.toml"), "nowhere.toml can't be read: No such file or directory"),
-    ((HELLO, "--tools", "http"), "'http' is not one of 'local', 'echo', 'none'"),
+    ((HELLO, "--tools", "http"), "'http' is not one of 'local', 'echo', 'research', 'none'"),
     ((HELLO, "--shell-allow", "a b"), "each must be one bare name or absolute path, not 'a b'"),
     ((HELLO, "--save", "no/such/folder/x.json"), "--save: there is no folder no/such/folder"),
 ]

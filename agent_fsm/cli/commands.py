@@ -18,13 +18,14 @@ import click
 
 from agent_fsm.cli.checking import check
 from agent_fsm.cli.options import SectionedCommand, config_option, with_settings
-from agent_fsm.cli.settings import PREFIX, configure, names
+from agent_fsm.cli.serving import gateway, serve
+from agent_fsm.cli.settings import PREFIX, configure
+from agent_fsm.cli.tooling import chosen_tools, tool_options, tools
 from agent_fsm.cli.view import View, clean, heading, live_view, plain_view, reason_text
 from agent_fsm.config import AgentConfig
 from agent_fsm.driver import AgentRun, close_loop
 from agent_fsm.errors import AgentFsmError, ConfigError, ContractError, MessagesError, TableError
-from agent_fsm.protocol import AgentResult, Event, StopReason, ToolInvoker
-from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+from agent_fsm.protocol import AgentResult, Event, StopReason
 
 __all__ = ["ExitCode", "cli", "exit_code", "main"]
 
@@ -90,39 +91,18 @@ def cli() -> None:
     """An LLM agent loop as an explicit state machine."""
 
 
-cli.add_command(check)
+for command in (check, tools, gateway, serve):
+    cli.add_command(command)
 
 
 # agent-fsm run
 
 
-def _tool_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    allowed = ",".join(LocalMCPInvoker().shell_allow_prefixes)
-    command = click.option(
-        "--shell-allow",
-        metavar="NAMES",
-        default=allowed,
-        help=f"Programs that exec_shell may start; python or pip among them allow everything [{allowed}]",
-    )(command)
-    return click.option(
-        "--tools",
-        "kind",
-        type=click.Choice(["local", "echo", "none"]),
-        default="local",
-        help="What the model may call; local: exec_python and exec_shell, with your rights on this machine [local]",
-    )(command)
-
-
-def _invoker(kind: str, shell_allow: str) -> ToolInvoker | None:
-    if kind == "local":
-        return LocalMCPInvoker(names(shell_allow))
-    return EchoMCP() if kind == "echo" else None
-
-
 @cli.command(
     cls=SectionedCommand,
     first=(
-        *("model", "kind", "shell_allow", "max_iterations", "max_wallclock_seconds", "max_cost_usd"),
+        *("model", "kind", "mcp_config", "tools_url", "shell_allow"),
+        *("max_iterations", "max_wallclock_seconds", "max_cost_usd"),
         *("config_file", "as_json", "quiet", "save", "log"),
     ),
     epilog=f"""{_EXIT_CODES}
@@ -131,7 +111,7 @@ Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATI
 (max_iterations = 5). Options beat the environment, which beats the file.""",
 )
 @click.argument("task")
-@_tool_options
+@tool_options
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else")
 @click.option("--quiet", is_flag=True, help="Print the answer only")
@@ -141,8 +121,10 @@ Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATI
 def run(
     task: str,
     *,
-    kind: str,
+    kind: str | None,
     shell_allow: str,
+    tools_url: str | None,
+    mcp_config: Path | None,
     config_file: Path | None,
     as_json: bool,
     quiet: bool,
@@ -165,8 +147,9 @@ def run(
     if log:
         _log_to_stderr()
     view = _view(config, as_json=as_json, quiet=quiet, log=log)
+    offered = chosen_tools(kind, shell_allow, tools_url, mcp_config)
     messages = [{"role": "user", "content": task}]
-    agent = AgentRun(messages, _invoker(kind, shell_allow), config, on_event=view.on_event, log=log)
+    agent = AgentRun(messages, offered, config, on_event=view.on_event, log=log)
     if not (as_json or quiet):
         click.echo(heading(config))
     try:
@@ -242,7 +225,7 @@ def _log_to_stderr() -> None:
     )
 
 
-# agent-fsm diagram, agent-fsm tools
+# agent-fsm diagram
 
 
 @cli.command()
@@ -264,27 +247,3 @@ def diagram(form: str, output: Path | None) -> None:
         click.echo(draw[form](), nl=False)
     else:
         output.write_text(draw[form](), encoding="utf-8", newline="\n")
-
-
-@cli.command()
-@_tool_options
-@click.option("--json", "as_json", is_flag=True, help="Print them as a JSON list of OpenAI function tools.")
-def tools(kind: str, shell_allow: str, as_json: bool) -> None:
-    """Print the tools that the model would be offered."""
-    offered = asyncio.run(_listed(_invoker(kind, shell_allow)))
-    told = json.dumps(offered, indent=2) if as_json else "\n\n".join(_tool_text(each["function"]) for each in offered)
-    click.echo(told)
-
-
-async def _listed(invoker: ToolInvoker | None) -> list[dict[str, Any]]:
-    return [] if invoker is None else await invoker.list_openai_tools()
-
-
-def _tool_text(function: Mapping[str, Any]) -> str:
-    schema = function.get("parameters", {})
-    lines = [function["name"], click.wrap_text(function.get("description", ""), 100, "  ", "  ")]
-    for name, parameter in schema.get("properties", {}).items():
-        must = ", required" if name in schema.get("required", ()) else ""
-        told = f"{name} ({parameter.get('type', 'any')}{must}): {parameter.get('description', '')}"
-        lines.append(click.wrap_text(told, 100, "    ", "      "))
-    return "\n".join(lines)

@@ -157,8 +157,9 @@ _SAYS: Final = {
 def _happened(step: _Step) -> str:
     outcomes = "; ".join(_outcome(*each) for each in step.outcomes)
     match step.event:
-        case ToolsListed(tools=tools):
-            return f"tools: {', '.join(_one_line(tool['function']['name']) for tool in tools) or 'none'}"
+        case ToolsListed(tools=tools, unavailable=unavailable):
+            names = ", ".join(_one_line(tool["function"]["name"]) for tool in tools) or "none"
+            return "; ".join((f"tools: {names}", *(f"not there: {_one_line(each, 300)}" for each in unavailable)))
         case ToolsUnavailable(backend=backend, error=error):
             return f"{backend} has no tools to offer: {_one_line(error)}"
         case ModelReplied() if step.source is SUMMARIZE:
@@ -327,7 +328,7 @@ class _Screen:
             if not result.ok:
                 self._console.print(_text(f"{'':26}{_why_failed(result)}", "dim"))
         match step.event:
-            case ToolsListed() | ToolsFinished() | Interrupted():
+            case ToolsListed(unavailable=()) | ToolsFinished() | Interrupted():
                 told = ""
             case ModelReplied(said=Said.CALLS | Said.ANSWER) if step.source is not SUMMARIZE:
                 told = ""

@@ -74,6 +74,13 @@ class CombinedInvoker:
         judged by what it calls them."""
         return self._research
 
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        """The backends, and parts of backends, that could not be asked when they were last listed, and why."""
+        failed = {name: (each.error,) for name, each in self._health.items() if each.state == "failed"}
+        missing = {name: failed.get(name) or _missing(backend) for name, backend in self._backends.items()}
+        return tuple(f"{name}: {why}" for name, whys in missing.items() for why in whys)
+
     def health(self) -> Mapping[str, BackendHealth]:
         """Return how each backend was when it was last asked."""
         return MappingProxyType(dict(self._health))
@@ -305,6 +312,11 @@ def _prefixed(place: _Place, taken: Collection[str]) -> str:
 def _research_of(backend: ToolInvoker) -> Collection[str] | None:
     named = getattr(backend, "research_tools", None)
     return named if isinstance(named, list | tuple | set | frozenset | Mapping) else None
+
+
+def _missing(backend: ToolInvoker) -> tuple[str, ...]:
+    missing = getattr(backend, "unavailable", None)
+    return tuple(missing) if isinstance(missing, list | tuple) else ()
 
 
 def _changed(backend: ToolInvoker) -> bool:

@@ -10,7 +10,7 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -101,7 +101,7 @@ class Server:
         """Why it can't be asked anything now; empty if it can."""
         if self._state == "ready":
             return ""
-        return f"server {self.spec.name!r} is {self._state}: {self._error or 'it has not answered yet'}"
+        return f"server {self.spec.name!r}, {self._state}: {self._error or 'it has not answered yet'}"
 
     # What it is asked for
 
@@ -436,12 +436,20 @@ def _look_at(task: "asyncio.Task[Any]") -> None:
 
 
 def _words(error: BaseException) -> str:
-    """Return what went wrong, however many groups it is wrapped in."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    """Return what went wrong, however many groups it is wrapped in: the first that has words for it."""
+    leaves = list(_leaves(error))
+    error = next((each for each in leaves if str(each)), leaves[0])
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from _leaves(each)
 
 
 async def _load_wire() -> Any:

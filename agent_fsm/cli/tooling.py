@@ -1,0 +1,146 @@
+"""Where the command's tools come from: this machine, an HTTP gateway, MCP servers."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from agent_fsm.cli.settings import PREFIX, names
+from agent_fsm.protocol import ToolInvoker
+from agent_fsm.tools.combined import CombinedInvoker
+from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+
+__all__ = ["chosen_tools", "tool_options", "tools"]
+
+TOKEN_VARIABLE: Final = f"{PREFIX}TOOLS_TOKEN"
+
+
+def tool_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *command* with the options that choose tools; they arrive as the arguments of `chosen_tools`."""
+    allowed = ",".join(LocalMCPInvoker().shell_allow_prefixes)
+    for option in (
+        click.option(
+            "--shell-allow",
+            metavar="NAMES",
+            default=allowed,
+            help=f"Programs that exec_shell may start; python or pip among them allow everything [{allowed}]",
+        ),
+        click.option(
+            "--tools-url",
+            metavar="URL",
+            help=f"Call the tools of the HTTP gateway there, with what {TOKEN_VARIABLE} holds as its bearer token",
+        ),
+        click.option(
+            "--mcp-config",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Call the tools of the MCP servers in FILE: mcpServers or servers in JSON, mcp_servers in TOML",
+        ),
+        click.option(
+            "--tools",
+            "kind",
+            type=click.Choice(["local", "echo", "research", "none"]),
+            default=None,
+            help="What the model may call; local: exec_python and exec_shell, with your rights on this machine "
+            "[local, but none with --mcp-config or --tools-url]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_tools(
+    kind: str | None, shell_allow: str, tools_url: str | None, mcp_config: Path | None
+) -> ToolInvoker | None:
+    """Return the tools that the options name, together if they name several.
+
+    Raises:
+        ConfigError: the file of servers, or the URL, is no good; says where.
+    """
+    backends: dict[str, ToolInvoker] = {}
+    match kind or ("local" if tools_url is None and mcp_config is None else "none"):
+        case "local":
+            backends["local"] = LocalMCPInvoker(names(shell_allow))
+        case "echo":
+            backends["echo"] = EchoMCP()
+        case "research":
+            from agent_fsm.tools.research import ResearchPythonInvoker
+
+            backends["research"] = ResearchPythonInvoker()
+    if tools_url is not None:
+        backends["gateway"] = _gateway(tools_url)
+    if mcp_config is not None:
+        backends["mcp"] = _servers(mcp_config)
+    match list(backends.values()):
+        case []:
+            return None
+        case [only]:
+            return only
+    return CombinedInvoker(backends)
+
+
+def _gateway(url: str) -> ToolInvoker:
+    from agent_fsm.tools.http import HttpToolsInvoker
+
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    return HttpToolsInvoker(url, {"Authorization": f"Bearer {token}"} if token else None)
+
+
+def _servers(path: Path) -> ToolInvoker:
+    """Return the servers that *path* names; what it says in vain is told on standard error."""
+    from agent_fsm.tools.mcp import MCPInvoker, read_servers
+
+    file = read_servers(path, os.environ)
+    for warning in file.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    return MCPInvoker(file.servers)
+
+
+@click.command()
+@tool_options
+@click.option("--json", "as_json", is_flag=True, help="Print them as a JSON list of OpenAI function tools.")
+def tools(as_json: bool, **options: Any) -> None:
+    """Print the tools that the model would be offered."""
+    try:
+        offered, missing = asyncio.run(_listed(chosen_tools(**options)))
+    except RuntimeError as error:  # no backend answered: it says of each why
+        raise click.ClickException(str(error)) from None
+    for each in missing:
+        click.echo(f"not there: {each}", err=True)
+    click.echo(json.dumps(offered, indent=2) if as_json else "\n\n".join(_texts(offered)))
+
+
+async def _listed(invoker: ToolInvoker | None) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """Return the tools of *invoker*, and what of it could not be had."""
+    if invoker is None:
+        return [], ()
+    for_run = getattr(invoker, "for_run", None)
+    view = invoker if for_run is None else for_run()
+    try:
+        return await view.list_openai_tools(), getattr(view, "unavailable", ())
+    finally:
+        if for_run is not None and hasattr(view, "aclose"):
+            await view.aclose()
+
+
+def _texts(offered: list[dict[str, Any]]) -> Iterator[str]:
+    return (_text(each["function"]) for each in offered)
+
+
+def _text(function: Mapping[str, Any]) -> str:
+    schema = function.get("parameters", {})
+    lines = [function["name"], click.wrap_text(function.get("description", ""), 100, "  ", "  ")]
+    for name, parameter in schema.get("properties", {}).items():
+        must = ", required" if name in schema.get("required", ()) else ""
+        told = f"{name} ({_kind(parameter)}{must}): {parameter.get('description', '')}".removesuffix(": ")
+        lines.append(click.wrap_text(told, 100, "    ", "      "))
+    return "\n".join(lines)
+
+
+def _kind(parameter: Mapping[str, Any]) -> str:
+    kinds = [parameter, *parameter.get("anyOf", ())]
+    return " or ".join(str(each["type"]) for each in kinds if "type" in each) or "any"
