@@ -313,7 +313,7 @@ def test_help_lists_every_option_once_and_what_most_people_want_first() -> None:
     listed = re.findall(r"^  (?:-h, )?--(?:\[no-\])?([a-z-]+)", told, re.MULTILINE)
     options = [each.opts[0][2:] for each in cli.commands["run"].params if isinstance(each, click.Option)]
     assert sorted(listed) == sorted([*options, "help"])
-    assert listed[:4] == ["model", "tools", "shell-allow", "max-iterations"]
+    assert listed[:4] == ["model", "tools", "mcp-config", "tools-url"]
 
 
 def test_help_says_what_each_exit_code_means() -> None:
