@@ -315,7 +315,7 @@ _STDIO_GARBAGE = (
     b"\xff\xfe\x00 no UTF-8 \xc3\x28\n",
     b'{"jsonrpc": "2.0", "id": \n',
     b"[" * 5_000 + b"\n",
-    b'7\nnull\n[]\n"text"\n{}\n{"jsonrpc": "1.0", "id": 1}\n[[]]\nNaN\n',
+    b'7\nnull\n[]\n"text"\n{}\n{"jsonrpc": "1.0", "id": "no request\'s"}\n[[]]\nNaN\n',
 )
 _HTTP_GARBAGE = (
     b": comment\n\n",
