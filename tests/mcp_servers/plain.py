@@ -22,6 +22,7 @@ answered: dict[Any, threading.Event] = {}
 answers: dict[Any, Message] = {}
 grown: list[str] = []
 listens: list[Any] = []
+calls: set[Any] = set()
 
 
 def send(message: Message) -> None:
@@ -93,6 +94,7 @@ def die_once(name: str) -> Message:
 def call(request: Message) -> Message | None:
     name, arguments = request["params"]["name"], request["params"].get("arguments") or {}
     note(name)
+    calls.add(request["id"])
     match name:
         case "echo":
             return text(arguments.get("text", ""))
@@ -171,7 +173,7 @@ def main() -> None:
             answered[message["id"]].set()
         elif "id" in message:
             threading.Thread(target=respond, args=(message,), daemon=True).start()
-        elif message["method"] == "notifications/cancelled":
+        elif message["method"] == "notifications/cancelled" and message["params"]["requestId"] in calls:
             note("cancelled")
     os._exit(0)
 

@@ -45,6 +45,8 @@ _ANEW_S = 30.0
 """A server that was given up is tried again when it is asked for its tools, but only after so long."""
 _GRACE_S = 0.05
 """For a task that was told to end, before it is left to end by itself."""
+_CLEARING_S = 0.15
+"""For a server that was not ready in time, until it is known to be gone."""
 _WORDS_CHARS = 1_500
 _WIRE = "agent_fsm.tools.mcp.wire"
 
@@ -113,7 +115,7 @@ class Server:
             await _load_wire()
         except ImportError as error:
             return self._redacted(f"its library can't be imported: {error}")
-        session = await self._ready(self.spec.startup_timeout_s + _GRACE_S)
+        session = await self._ready(self.spec.startup_timeout_s + _CLEARING_S)
         self.listed_changes = self.changes
         if isinstance(session, str):
             return session
