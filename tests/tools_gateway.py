@@ -18,6 +18,7 @@ The n-th request to a path gets the n-th of its answers, those beyond the last g
     Endless()                   a body in chunks, without an end
     Short(answer)               an answer whose body ends before the length that it declared
     Closing(answer)             an answer that keeps the connection, which is then closed without a word
+    a function                  what it makes of the request
 """
 
 import json
@@ -203,7 +204,8 @@ class Scripted:
                 url = urlsplit(self.path)
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 asked = Request(url.path, dict(parse_qsl(url.query)), headers, body, self.client_address[1])
-                self.send(server._record(self.command, asked))
+                scripted = server._record(self.command, asked)
+                self.send(scripted(asked) if callable(scripted) else scripted)
 
             def send(self, answer: Answer, *, pause_s: float = 0.0, short: bool = False) -> None:
                 match answer:
