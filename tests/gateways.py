@@ -21,7 +21,16 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-__all__ = ["FOREIGN", "NODE_GATEWAY", "npm_installed", "running_gateway", "serving", "text_of_config"]
+__all__ = [
+    "FOREIGN",
+    "NODE_GATEWAY",
+    "children_of",
+    "is_running",
+    "npm_installed",
+    "running_gateway",
+    "serving",
+    "text_of_config",
+]
 
 NODE_GATEWAY = Path(__file__).parent / "examples" / "node_gateway"
 FOREIGN = Path(__file__).parent / "data" / "npm_servers"
@@ -124,6 +133,25 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes that *pid* started, and those that they did."""
+    found = subprocess.run(
+        ["ps", "-e", "-o", "pid=,ppid="], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    parents = {int(child): int(parent) for child, parent in map(str.split, found.stdout.splitlines())}
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return below - {pid}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def _collect(stream: IO[str], lines: list[str]) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from agent_fsm.errors import ConfigError
 from agent_fsm.server.gateway import create_app, serve
 from tests.gateway_server import PNG, TOOLS
-from tests.gateways import running_gateway, serving, text_of_config
+from tests.gateways import children_of, is_running, running_gateway, serving, text_of_config
 
 SERVER = str(Path(__file__).with_name("gateway_server.py"))
 TOKEN = "gateway-token-27182818"
@@ -206,25 +205,6 @@ def test_tools_that_are_near_are_named_for_one_that_is_not_there() -> None:
 
 
 # Beginning and ending
-
-
-def children_of(pid: int) -> set[int]:
-    """The processes that *pid* started, and those that they did."""
-    found = subprocess.run(
-        ["ps", "-e", "-o", "pid=,ppid="], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-    )
-    parents = {int(child): int(parent) for child, parent in map(str.split, found.stdout.splitlines())}
-    below = {pid}
-    while more := {child for child, parent in parents.items() if parent in below} - below:
-        below |= more
-    return below - {pid}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)])

@@ -24,12 +24,11 @@ from starlette.routing import Route
 
 from agent_fsm.protocol import ToolResult
 from agent_fsm.server.arguments import faults_of, read_arguments
+from agent_fsm.server.listening import listen
 from agent_fsm.server.problems import Problem, check_binding, documented, equip, is_loopback, problem, until_disconnect
 from agent_fsm.tools.mcp.config import read_servers
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from mcp.server.lowlevel.server import Server
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from starlette.types import Receive, Scope, Send
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app", "serve"]
 
-_GRACE_S: Final = 3
-"""Seconds that calls under way may go on once the gateway is told to end."""
 _DAY_MS: Final = 86_400_000
 _SHOWN_CHARS: Final = 100
 _DEADLINE: Final = Header(le=1_000 * _DAY_MS, allow_inf_nan=False, description="Milliseconds that are left.")
@@ -82,37 +79,18 @@ def create_app(
     return app
 
 
-def serve(path: Path | str, *, host: str = "127.0.0.1", port: int = 8765, token: str | None = None) -> None:
+def serve(path: Path | str, *, host: str = "127.0.0.1", port: int = 8787, token: str | None = None) -> None:
     """Serve the servers that the file at *path* names, until SIGINT or SIGTERM; port 0 is any that is free.
 
     Raises:
         ConfigError: the file can't be read or meant so, or *host* is not loopback and there is no token.
     """
-    import uvicorn
-
     check_binding(host, token)
     found = read_servers(path, os.environ)
     for warning in found.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        sys.stderr.write(f"Warning: {warning}\n")
     names = ", ".join(each.name for each in found.servers if each.enabled) or "no servers"
-
-    class Told(uvicorn.Server):
-        async def startup(self, sockets: "list[socket] | None" = None) -> None:
-            await super().startup(sockets)
-            for listening in (each for server in getattr(self, "servers", ()) for each in server.sockets):
-                where, bound = listening.getsockname()[:2]
-                shown = f"[{where}]" if ":" in where else where
-                sys.stdout.write(f"serving {names} at http://{shown}:{bound}\n")
-                sys.stdout.flush()
-
-    app = create_app(found.servers, token=token)
-    config = uvicorn.Config(
-        app, host, port, log_level="warning", timeout_graceful_shutdown=_GRACE_S, server_header=False
-    )
-    try:
-        Told(config).run()
-    except KeyboardInterrupt:  # how uvicorn ends on SIGINT, when all is closed
-        return
+    listen(create_app(found.servers, token=token), names, host=host, port=port, token=token)
 
 
 # What goes over the wire
