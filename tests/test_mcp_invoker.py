@@ -7,11 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from attrs import frozen
@@ -389,6 +391,90 @@ def test_a_server_that_dies_again_and_again_is_given_up_after_five_restarts(tmp_
 
     assert (health.state, health.restarts, marks.read_text()) == ("failed", 5, "x" * 6)
     assert re.match(r"error: the call was not sent: server 's'.* failed: it exited with code 1", told)
+
+
+class Sessions(BaseHTTPRequestHandler):
+    """A server of the old era, over HTTP: it knows its sessions, until it forgets them."""
+
+    sessions: ClassVar[set[str]] = set()
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+    def do_POST(self) -> None:
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        session = self.headers.get("Mcp-Session-Id")
+        known = session in self.sessions
+        self.asked.append(f"{message['method']}{'' if known or session is None else ' (gone)'}")
+        match message["method"]:
+            case "initialize":
+                session = f"session-{len(self.asked)}"
+                self.sessions.add(session)
+                info = {"name": "old", "version": "1"}
+                about = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+                self.say(200, message, result=about, session=session)
+            case _ if not known:
+                self.say(400 if session is None else 404, message, error={"code": -32000, "message": "No session"})
+            case "tools/list":
+                self.say(200, message, result={"tools": [{"name": "t", "inputSchema": {"type": "object"}}]})
+            case "tools/call":
+                self.say(200, message, result={"content": [{"type": "text", "text": "done"}]})
+            case _:
+                self.say(202, message)
+
+    def do_GET(self) -> None:
+        self.send_error(405)
+
+    def do_DELETE(self) -> None:
+        self.asked.append("DELETE")
+        self.say(200, {})
+
+    def say(self, status: int, message: Mapping[str, Any], session: str = "", **answer: Any) -> None:
+        body = json.dumps({"jsonrpc": "2.0", "id": message.get("id"), **answer}).encode() if answer else b""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if session:
+            self.send_header("Mcp-Session-Id", session)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_server_that_has_forgotten_the_session_is_greeted_anew_and_the_call_is_sent_again() -> None:
+    async def work(tools: MCPInvoker) -> list[str]:
+        first = await tools.call_openai_tool(call("s__t"))
+        Sessions.sessions.clear()
+        second = await tools.call_openai_tool(call("s__t"))
+        return [first.text, second.text, str(tools.health()["s"].restarts)]
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sessions) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            said = with_tools([ServerSpec(name="s", url=f"http://127.0.0.1:{server.server_port}/mcp")], work)
+        finally:
+            server.shutdown()
+
+    greeting = ["server/discover", "initialize", "notifications/initialized", "tools/list"]
+    assert said == ["done", "done", "1"]
+    asked = [each for each in Sessions.asked if each != "DELETE"]
+    assert asked == [*greeting, "tools/call", "tools/call (gone)", *greeting, "tools/call"]
+    assert Sessions.asked[-1] == "DELETE"
+
+
+def test_a_call_that_does_not_reach_the_server_was_not_sent() -> None:
+    async def work(tools: MCPInvoker) -> list[str]:
+        await tools.list_openai_tools()
+        server.shutdown()
+        server.server_close()
+        return [(await tools.invoke("s__t", {}, timeout_s=1.0)).text for _ in range(2)]
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sessions) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        told = with_tools([ServerSpec(name="s", url=f"http://127.0.0.1:{server.server_port}/mcp")], work)
+
+    assert all(each.startswith("error: the call was not ") for each in told)
+    assert "the server can't be reached" in told[1]
 
 
 # Changes

@@ -15,6 +15,8 @@ import anyio
 import httpx2
 
 from agent_fsm.messages import cut
+from agent_fsm.redaction import redact
+from agent_fsm.tools.mcp.config import ServerSpec
 from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, Events, read_message
 
 __all__ = ["MAX_BODY_BYTES", "HttpClient"]
@@ -38,18 +40,19 @@ class HttpClient(httpx2.AsyncClient):
     """Sends the requests of one connection.
 
     Args:
-        headers: what each request carries; redirects to other hosts are not followed with it.
+        spec: whose headers each request carries; redirects to other hosts are not followed with them.
         wanted: says of a message in a stream whether it is to be read.
     """
 
-    def __init__(self, headers: Mapping[str, str], wanted: Callable[[bytes], bool]) -> None:
+    def __init__(self, spec: ServerSpec, wanted: Callable[[bytes], bool]) -> None:
         super().__init__(
-            headers={**headers, "Accept-Encoding": "identity"},  # else a small body may become an endless one
+            headers={**spec.headers, "Accept-Encoding": "identity"},  # else a small body may become an endless one
             timeout=httpx2.Timeout(None, connect=_CONNECT_S, write=_WRITE_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             max_redirects=3,
         )
         self._wanted = wanted
+        self._secrets = spec.secrets
         self.hurried = False
         """True once there is no time left for farewells."""
 
@@ -92,11 +95,11 @@ class HttpClient(httpx2.AsyncClient):
         if response.next_request is not None or response.status_code == 202:
             return response  # the SDK knows what to do about it
         if response.status_code >= 400:
-            return await _refusal(request, rpc_id, response)
+            return await self._refusal(request, rpc_id, response)
         if plain and kind == "text/event-stream":
             return self._streamed(response, lambda why: _failure(rpc_id, UNREADABLE, why))
         if not plain or kind != "application/json":
-            shown = _shown(await _page(response))
+            shown = self._shown(await _page(response))
             why = f"HTTP {response.status_code} with {kind or 'no type'}{'' if plain else ', compressed,'} where JSON "
             return _error(request, rpc_id, UNREADABLE, f"{why}was expected: {shown}")
         body = await _body(response, MAX_BODY_BYTES)
@@ -104,10 +107,32 @@ class HttpClient(httpx2.AsyncClient):
             return _error(request, rpc_id, UNREADABLE, f"the body has more than {MAX_BODY_BYTES:,} bytes")
         message = read_message(body)
         if message is None:
-            return _error(request, rpc_id, UNREADABLE, f"the body is no JSON-RPC: {_shown(body[:_PAGE_BYTES])}")
+            return _error(request, rpc_id, UNREADABLE, f"the body is no JSON-RPC: {self._shown(body[:_PAGE_BYTES])}")
         content = message.model_dump_json(by_alias=True, exclude_unset=True).encode()
         headers = {**_kept(response), "Content-Type": "application/json"}
         return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+
+    async def _refusal(self, request: httpx2.Request, rpc_id: Any, response: httpx2.Response) -> httpx2.Response:
+        """Return what a response of status 400 or more says, as a JSON-RPC error."""
+        page = await _page(response)
+        status, shown = response.status_code, self._shown(page)
+        why = f"HTTP {status} {response.reason_phrase}".rstrip() + (f": {shown}" if shown else "")
+        if status in (400, 404) and "mcp-session-id" in request.headers:
+            return _error(request, rpc_id, SESSION_GONE, why, status)
+        try:
+            told = json.loads(page)
+        except (ValueError, RecursionError):
+            told = None
+        if (
+            isinstance(told, dict)
+            and isinstance(told.get("error"), dict)
+            and isinstance(told["error"].get("code"), int)
+        ):
+            return httpx2.Response(status, json={**told, "id": rpc_id}, request=request)
+        return _error(request, rpc_id, -32603, why, status)
+
+    def _shown(self, page: bytes) -> str:
+        return cut(redact(page.decode("utf-8", "replace").strip(), self._secrets), _SHOWN_CHARS)
 
     def _streamed(self, response: httpx2.Response, failed: Callable[[str], bytes | None]) -> httpx2.Response:
         response.stream = _Stream(response, Events(self._wanted, MAX_BODY_BYTES, failed))
@@ -135,22 +160,6 @@ def _failure(rpc_id: Any, code: int, why: str) -> bytes:
 def _error(request: httpx2.Request, rpc_id: Any, code: int, why: str, status: int = 200) -> httpx2.Response:
     headers = {"Content-Type": "application/json"}
     return httpx2.Response(status, headers=headers, content=_failure(rpc_id, code, why), request=request)
-
-
-async def _refusal(request: httpx2.Request, rpc_id: Any, response: httpx2.Response) -> httpx2.Response:
-    """Return what a response of status 400 or more says, as a JSON-RPC error."""
-    page = await _page(response)
-    status, shown = response.status_code, _shown(page)
-    why = f"HTTP {status} {response.reason_phrase}".rstrip() + (f": {shown}" if shown else "")
-    if status in (400, 404) and "mcp-session-id" in request.headers:
-        return _error(request, rpc_id, SESSION_GONE, why, status)
-    try:
-        told = json.loads(page)
-    except (ValueError, RecursionError):
-        told = None
-    if isinstance(told, dict) and isinstance(told.get("error"), dict) and isinstance(told["error"].get("code"), int):
-        return httpx2.Response(status, json={**told, "id": rpc_id}, request=request)
-    return _error(request, rpc_id, -32603, why, status)
 
 
 async def _page(response: httpx2.Response) -> bytes:
@@ -197,10 +206,6 @@ class _Stream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
-
-
-def _shown(page: bytes) -> str:
-    return cut(page.decode("utf-8", "replace").strip(), _SHOWN_CHARS)
 
 
 def _words(error: Exception) -> str:

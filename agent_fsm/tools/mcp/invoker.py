@@ -142,16 +142,16 @@ class MCPInvoker:
 
     async def invoke(self, name: str, arguments: Mapping[str, Any], *, timeout_s: float | None = None) -> ToolResult:
         """Return what comes of calling the tool that is offered as *name*; *timeout_s* can only shorten its time."""
-        if name not in self._places and not self._places:
-            try:
-                await self.list_openai_tools()
-            except RuntimeError as error:
-                return _failed(f"error: the call was not sent: {error}")
+        try:
+            self._begin()
+            if not self._places:
+                async with asyncio.timeout(timeout_s):
+                    await self.list_openai_tools()
+        except (RuntimeError, TimeoutError) as error:
+            return _failed(f"error: the call was not sent: {error or 'the servers did not list their tools in time'}")
         place = self._places.get(name)
         if place is None:
             return _failed(f"error: there is no tool {name!r}; {self._there_is()}")
-        if self._closed:
-            return _failed("error: the call was not sent: the servers are closed")
         limit = place.server.spec.tool_timeout_s
         return await place.server.call(
             place.tool.name, arguments, limit if timeout_s is None else min(limit, timeout_s)
@@ -178,6 +178,7 @@ class MCPInvoker:
         if self._loop is not loop:
             self._loop = loop
             self._servers = {spec.name: Server(spec, self._on_elicit) for spec in self._specs}
+            self._places = {}
 
     def _changes(self) -> int:
         return sum(server.changes for server in self._servers.values())

@@ -217,7 +217,7 @@ class Server:
             return _failed("error: the call was carried out, but its result is nested too deeply to be read")
 
     def _redacted(self, text: str) -> str:
-        return redact(cut(clean(text), _WORDS_CHARS), self._secrets)
+        return cut(redact(clean(text), self._secrets), _WORDS_CHARS)
 
     # The connection
 
@@ -256,6 +256,7 @@ class Server:
         end: State = "closed"
         why = ""
         in_a_row = 0
+        ready_once = False
         try:
             await _load_wire()
             while not stop.done():
@@ -264,7 +265,8 @@ class Server:
                     break
                 if seconds >= _WELL_S:
                     in_a_row = 0
-                if (not seconds and not self._restarts) or in_a_row >= MAX_RESTARTS:
+                ready_once = ready_once or seconds > 0
+                if not ready_once or in_a_row >= MAX_RESTARTS:
                     end = "failed"
                     why += f" (after {in_a_row} restarts)" if in_a_row else ""
                     return

@@ -9,7 +9,7 @@ Imports mcp, and so is itself imported only where a connection is opened.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from enum import Enum
 from types import TracebackType
@@ -34,6 +34,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from agent_fsm.messages import cut
+from agent_fsm.redaction import redact
 from agent_fsm.tools.mcp.config import ServerSpec
 from agent_fsm.tools.mcp.content import clean
 from agent_fsm.tools.mcp.http import MAX_BODY_BYTES, HttpClient
@@ -48,6 +49,7 @@ _MAX_QUESTIONS = 16
 _MAX_ROUNDS = 8
 """How often a tool may ask for input in one call."""
 _SHOWN_CHARS = 200
+_STDERR_CHARS = 1_000
 
 
 class Failure(Enum):
@@ -126,6 +128,11 @@ class Wire:
                 beside.cancel_scope.cancel()
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown."""
+        return self._spec.secrets
+
+    @property
     def over_http(self) -> bool:
         """Whether the server is reached at a URL."""
         return self._spec.url is not None
@@ -149,11 +156,13 @@ class Wire:
 
     def remarks(self) -> str:
         """Return what else is known that may explain a failure: what it wrote to stderr, and to stdout amiss."""
+        secrets = self._spec.secrets  # before anything is cut: half a secret would not be found
         told = []
         if self._junk.lines:
-            told.append(f"{self._junk.lines:,} lines on its stdout were no JSON-RPC, such as {self._junk.sample!r}")
-        if self._child is not None and self._child.stderr:
-            told.append(f"its stderr ends with: {self._child.stderr[-1_000:]}")
+            sample = cut(redact(self._junk.sample, secrets), _SHOWN_CHARS)
+            told.append(f"{self._junk.lines:,} lines on its stdout were no JSON-RPC, such as {sample!r}")
+        if self._child is not None and (said := redact(self._child.stderr, secrets)):
+            told.append(f"its stderr ends with: {said[-_STDERR_CHARS:]}")
         return "; ".join(told)
 
     def _transport(self) -> AbstractAsyncContextManager[tuple[Any, Any]]:
@@ -164,7 +173,7 @@ class Wire:
 
     @asynccontextmanager
     async def _streamable(self, url: str) -> AsyncIterator[tuple[Any, Any]]:
-        async with HttpClient(self._spec.headers, wanted_by(self._hooks.changed)) as self._http:
+        async with HttpClient(self._spec, wanted_by(self._hooks.changed)) as self._http:
             client = streamable_http_client(url, http_client=self._http, max_sse_event_size=2 * MAX_BODY_BYTES)
             async with client as streams:
                 yield streams
@@ -172,7 +181,7 @@ class Wire:
     @asynccontextmanager
     async def _events(self, url: str) -> AsyncIterator[tuple[Any, Any]]:
         def make(headers: Any = None, timeout: Any = None, auth: Any = None) -> HttpClient:
-            self._http = HttpClient(self._spec.headers, wanted_by(self._hooks.changed))
+            self._http = HttpClient(self._spec, wanted_by(self._hooks.changed))
             return self._http
 
         async with sse_client(url, httpx_client_factory=make) as streams:
@@ -250,6 +259,7 @@ class Session:
         self._dispatcher = dispatcher
         self._modern = modern
         self._http = wire.over_http
+        self._secrets = wire.secrets
         self.ended = dispatcher.ended
         """Done once nothing more can come; its result is why, if that is known."""
 
@@ -301,7 +311,8 @@ class Session:
         if not known or len(questions) > _MAX_QUESTIONS:
             raise WireError(Failure.REFUSED, f"the tool asks {len(questions) if known else 'no proper'} questions")
         first = next(iter(questions.values()))
-        shown = cut(str((first.get("params") or {}).get("message") or first.get("method")), _SHOWN_CHARS)
+        words = str((first.get("params") or {}).get("message") or first.get("method"))
+        shown = cut(redact(words, self._secrets), _SHOWN_CHARS)
         if asked > (_MAX_ROUNDS if self._dispatcher.answers else 1):
             raise WireError(Failure.REFUSED, f"the tool asks for input again and again ({shown!r}), and got none")
         found: dict[str, Any] = {}
@@ -319,7 +330,7 @@ class Session:
         except _Answered as answered:
             return answered.result
         except MCPError as error:
-            raise _wire_error(error) from None
+            raise _wire_error(error, self._secrets) from None
         except (ValidationError, ValueError, RecursionError) as error:
             raise WireError(Failure.UNSENT, f"the call can't be written as a request: {error}") from None
         raise AssertionError("no answer is let pass")  # pragma: no cover
@@ -336,13 +347,13 @@ _SDK_LOST = ("Connection closed", "SSE stream")
 """How messages begin with which the SDK itself uses a code that is many a server's own."""
 
 
-def _wire_error(error: MCPError) -> WireError:
+def _wire_error(error: MCPError, secrets: Sequence[str]) -> WireError:
     failure, why = _FAILURES.get(error.code), error.message
     if failure is None and error.code == types.CONNECTION_CLOSED and why.startswith(_SDK_LOST):
         failure = Failure.LOST
     if failure is None:
         failure, why = Failure.REFUSED, f"MCP error {error.code}: {why}"
-    return WireError(failure, cut(clean(why), 2_000))
+    return WireError(failure, cut(redact(clean(why), secrets), 2_000))
 
 
 class _Answered(Exception):  # noqa: N818 - no error: takes a result past the session, which would judge it
@@ -435,7 +446,7 @@ class _Junk:
     def add(self, line: bytes) -> None:
         self.lines += 1
         if not self.sample:
-            self.sample = cut(line[:1_000].decode("utf-8", "replace").strip(), _SHOWN_CHARS)
+            self.sample = line[:1_000].decode("utf-8", "replace").strip()
 
 
 class _Stream:
