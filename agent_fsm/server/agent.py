@@ -24,6 +24,7 @@ from agent_fsm.driver import AgentRun
 from agent_fsm.errors import ConfigError, MessagesError
 from agent_fsm.protocol import AgentResult, State, StopReason, ToolInvoker
 from agent_fsm.redaction import redact, redact_json
+from agent_fsm.server.listening import listen
 from agent_fsm.server.problems import Problem, check_binding, documented, equip, until_disconnect
 from agent_fsm.server.request import Asked, admitted, request_model
 from agent_fsm.server.settings import ServerSettings, settings_from
@@ -221,14 +222,12 @@ def _mcp(settings: ServerSettings) -> ToolInvoker | None:
     return invoker
 
 
-def serve(*, host: str = "127.0.0.1", port: int = 8000, settings: ServerSettings | None = None) -> None:
+def serve(*, host: str = "127.0.0.1", port: int = 8080, settings: ServerSettings | None = None) -> None:
     """Serve the agent until the process is told to end.
 
     Raises:
         ConfigError: *host* is not loopback, and there is no token; or the settings can't mean anything.
     """
-    import uvicorn
-
     settings = settings_from(os.environ) if settings is None else settings
     check_binding(host, settings.token)
-    uvicorn.run(create_app(settings), host=host, port=port)
+    listen(create_app(settings), "the agent", host=host, port=port, token=settings.token)
