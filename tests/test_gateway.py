@@ -91,11 +91,12 @@ def test_the_gateway_is_an_mcp_server_of_either_era(mode: str) -> None:
     assert refused.content[0].text == "error: arguments.text: must be of type string"
 
 
-def test_an_mcp_client_that_goes_away_cancels_its_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+def test_an_mcp_client_that_goes_away_cancels_its_call(mode: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
     async def go_away(client: httpx.AsyncClient) -> bool:
-        async with Client(streamable_http_client(str(client.base_url.join("/mcp"))), mode="2026-07-28") as mcp:
+        async with Client(streamable_http_client(str(client.base_url.join("/mcp"))), mode=mode) as mcp:
             call = asyncio.create_task(mcp.call_tool("one__wait", {"seconds": 30, "key": "x"}))
             await until(lambda: log.exists() and "began x" in log.read_text())
             call.cancel()
