@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from agent_fsm.cli.commands import ExitCode
 from tests.test_cli import alive, children, command, environment, ran
@@ -46,7 +47,9 @@ def test_a_dead_server_is_told_of_and_hides_nothing(tmp_path: Path) -> None:
     listed = ran("tools", "--json", "--mcp-config", file)
 
     assert (done.returncode, done.stdout.splitlines()[-1]) == (ExitCode.ANSWERED, "echo says hello")
-    assert re.search(r"tools: good__work, good__echo; not there: MCP server 'bad'.*cannot open the database", done.stdout)
+    assert re.search(
+        r"tools: good__work, good__echo; not there: MCP server 'bad'.*cannot open the database", done.stdout
+    )
     assert [each["function"]["name"] for each in json.loads(listed.stdout)] == ["good__work", "good__echo"]
     assert listed.stderr.startswith("not there: MCP server 'bad'")
 
@@ -106,6 +109,17 @@ def test_a_run_uses_a_gateway_and_its_token_shows_nowhere() -> None:
     assert [each.headers["authorization"] for each in gateway.invoked] == [f"Bearer {SECRET}"]
     assert "found, with ***" in done.stdout
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_images_that_a_task_names_are_attached(tmp_path: Path) -> None:
+    file, saved = tmp_path / "dot.png", tmp_path / "messages.json"
+    Image.new("RGB", (4, 4)).save(file)
+
+    ran("run", f"Echo {file}", "--tools", "echo", "--images", "--save", str(saved))
+
+    text, image = json.loads(saved.read_text())[0]["content"]
+    assert text == {"type": "text", "text": f"Echo {file}"}
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
 
 
 # The commands that serve

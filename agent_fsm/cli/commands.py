@@ -113,6 +113,7 @@ Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATI
 @click.argument("task")
 @tool_options
 @config_option
+@click.option("--images", is_flag=True, help="Attach the images that TASK names, by path or URL")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object, and nothing else")
 @click.option("--quiet", is_flag=True, help="Print the answer only")
 @click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Write the messages there, as JSON")
@@ -126,6 +127,7 @@ def run(
     tools_url: str | None,
     mcp_config: Path | None,
     config_file: Path | None,
+    images: bool,
     as_json: bool,
     quiet: bool,
     save: Path | None,
@@ -148,7 +150,11 @@ def run(
         _log_to_stderr()
     view = _view(config, as_json=as_json, quiet=quiet, log=log)
     offered = chosen_tools(kind, shell_allow, tools_url, mcp_config)
-    messages = [{"role": "user", "content": task}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": task}]
+    if images:
+        from agent_fsm.images import with_images
+
+        messages = with_images(messages)
     agent = AgentRun(messages, offered, config, on_event=view.on_event, log=log)
     if not (as_json or quiet):
         click.echo(heading(config))
