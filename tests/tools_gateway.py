@@ -80,7 +80,7 @@ class Request:
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
-    """By names in lower case."""
+    """By names in lower case; those sent twice are joined by a comma."""
     body: Any
     """The JSON value sent; None if nothing was."""
     connection: int
@@ -202,7 +202,7 @@ class Scripted:
 
             def answer(self, body: Any) -> None:
                 url = urlsplit(self.path)
-                headers = {name.lower(): value for name, value in self.headers.items()}
+                headers = {name.lower(): ", ".join(self.headers.get_all(name, [])) for name in self.headers}
                 asked = Request(url.path, dict(parse_qsl(url.query)), headers, body, self.client_address[1])
                 scripted = server._record(self.command, asked)
                 self.send(scripted(asked) if callable(scripted) else scripted)
