@@ -13,13 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from agent_fsm import AgentConfig, AgentRun, StopReason, ToolResult, arun_agent
 from agent_fsm.protocol import AgentResult
@@ -63,12 +63,6 @@ class Expected:
     tool_s: float = PATIENT_S
     text: str = "hello"
     """The argument of the call."""
-    alone: bool = False
-    """True for what costs this process so much itself that trials beside it would measure that."""
-
-    @property
-    def deadline_s(self) -> float:
-        return self.startup_s if self.startup_s < PATIENT_S else self.tool_s
 
 
 def _works(**more: Any) -> Expected:
@@ -100,19 +94,19 @@ EXPECTED: Mapping[str, Expected] = {
     "list_error": _no_start(r"no disk"),
     "list_nonsense": _no_start(r"no list of tools"),
     "same_cursor": _works(),
-    "new_cursors": _works(alone=True),
-    "many_tools": _works(alone=True),
+    "new_cursors": _works(),
+    "many_tools": _works(),
     "odd_names": _works(),
     "broken_schemas": _works(),
-    "huge_result": Expected(r"carried out, but .* more than 8,388,608 bytes", alone=True),
-    "huge_event": Expected(r"carried out, but .* more than 8,388,608 bytes", alone=True),
-    "endless_line": Expected(r"more than [0-9,]+ bytes", alone=True),
-    "floods_stderr": _works(alone=True),
-    "endless_flood": _works(alone=True),
-    "list_changed_storm": _works(alone=True),
+    "huge_result": Expected(r"carried out, but .* more than 8,388,608 bytes"),
+    "huge_event": Expected(r"carried out, but .* more than 8,388,608 bytes"),
+    "endless_line": Expected(r"more than [0-9,]+ bytes"),
+    "floods_stderr": _works(),
+    "endless_flood": _works(),
+    "list_changed_storm": _works(),
     "asks_for_ever": Expected(r"asks for input again and again", at_most=11, tool_s=CALL_S),
     "asks_for_ever legacy": _no_answer(),
-    "asks_more_and_more": Expected(r"asks 1000 questions", tool_s=CALL_S, alone=True),
+    "asks_more_and_more": Expected(r"asks 1000 questions", tool_s=CALL_S),
     "polls_for_ever": _no_answer(at_most=30),
     "garbage": _works(),
     "garbage_from_the_start": _works(),
@@ -189,8 +183,8 @@ class Outcome:
 
     trial: Trial
     listing_s: float
+    """This and the next two are less what a busy machine kept this thread waiting."""
     call_s: float
-    """Seconds, without those for which this thread was ready to go on and the machine had no core for it."""
     closing_s: float
     names: tuple[str, ...]
     result: ToolResult
@@ -198,8 +192,10 @@ class Outcome:
     """Calls that reached the server."""
     beside: tuple[ToolResult, ...]
     """What the server that is right said: meanwhile and afterwards."""
-    left: tuple[str, ...] = field(default=())
-    """Processes that were still there when the invoker was closed."""
+    blocked_s: float
+    """The longest time for which nothing else had a turn on the event loop."""
+    left: tuple[str, ...]
+    """Processes, tasks and open files that were still there when the invoker was closed."""
 
     def faults(self) -> Iterator[str]:
         """Give what is not as it must be, in words."""
@@ -212,6 +208,8 @@ class Outcome:
         for what, (seconds, deadline_s) in times.items():
             if seconds > deadline_s + SLACK_S:
                 yield f"{what} took {seconds:.2f} s of {deadline_s:g} s"
+        if self.blocked_s > SLACK_S:
+            yield f"nothing else had a turn for {self.blocked_s:.2f} s"
         if not isinstance(result, ToolResult) or not re.search(expected.told, result.text, re.DOTALL):
             yield f"the model was told {_shown(result)}"
         elif result.ok is not expected.ok:
@@ -246,6 +244,7 @@ def _command(trial: Trial, directory: Path, *more: str) -> list[str]:
     return [sys.executable, "-I", "-S", str(SERVER), trial.case, "--era", trial.era, *log, *more]
 
 
+_TICK_S = 0.01
 _LISTENING: set[int] = set()
 """The processes that are ours, and no invoker's."""
 
@@ -297,33 +296,50 @@ async def _timed(awaitable: Awaitable[Given]) -> tuple[Given, float]:
 
 
 async def _try(trial: Trial, directory: Path, url: str | None, beside: ServerSpec) -> Outcome:
-    chaos = _spec("chaos", trial, directory, url)
-    invoker: Any = MCPInvoker([chaos, beside]).for_run()
-    try:
-        tools, listing_s = await _timed(invoker.list_openai_tools())
-        meanwhile = asyncio.ensure_future(invoker.call_openai_tool(_call("beside__echo", text="there")))
-        call = _call("chaos__work", text=trial.expected.text)
-        result, call_s = await _timed(invoker.call_openai_tool(call))
-        neighbours = [await meanwhile, await invoker.call_openai_tool(_call("beside__echo", text="there"))]
-    finally:
-        _, closing_s = await _timed(invoker.aclose())
+    invoker: Any = MCPInvoker([_spec("chaos", trial, directory, url), beside]).for_run()
+    with _none_left_open() as opened:
+        async with _watched_loop() as blocked:
+            try:
+                tools, listing_s = await _timed(invoker.list_openai_tools())
+                meanwhile = asyncio.ensure_future(invoker.call_openai_tool(_call("beside__echo", text="there")))
+                call = _call("chaos__work", text=trial.expected.text)
+                result, call_s = await _timed(invoker.call_openai_tool(call))
+                neighbours = (await meanwhile, await invoker.call_openai_tool(_call("beside__echo", text="there")))
+            finally:
+                _, closing_s = await _timed(invoker.aclose())
+        left = [*await _settled(lambda: processes(str(directory))), *await _settled(opened)]
     log = directory / f"{trial.name}.log"
     return Outcome(
-        trial,
-        listing_s,
-        call_s,
-        closing_s,
-        tuple(tool["function"]["name"] for tool in tools),
-        result,
-        len(log.read_text("utf-8").splitlines()) if log.exists() else 0,
-        tuple(neighbours),
-        await _processes_left(chaos) if url is None else (),
+        trial=trial,
+        listing_s=listing_s,
+        call_s=call_s,
+        closing_s=closing_s,
+        names=tuple(tool["function"]["name"] for tool in tools),
+        result=result,
+        sent=len(log.read_text("utf-8").splitlines()) if log.exists() else 0,
+        beside=neighbours,
+        blocked_s=max(blocked),
+        left=tuple(left),
     )
 
 
-async def _processes_left(spec: ServerSpec) -> tuple[str, ...]:
-    left = await _settled(lambda: processes(spec.args[-1]))
-    return tuple(f"a process is left: {each}" for each in left)
+@asynccontextmanager
+async def _watched_loop() -> AsyncIterator[list[float]]:
+    """Give the seconds by which a timer was late, each time that it was due while the block lasted."""
+    late: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            _, seconds = await _timed(asyncio.sleep(_TICK_S))
+            late.append(seconds - _TICK_S)
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        await asyncio.sleep(2 * _TICK_S)
+        yield late
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
 
 
 async def _settled(count: Callable[[], Sequence[str]]) -> Sequence[str]:
@@ -346,7 +362,7 @@ def processes(marker: str) -> list[str]:
             except OSError:  # it has ended meanwhile
                 continue
             if marker in arguments or (state == "Z" and int(parent) == os.getpid()):
-                found.append(f"{directory.name} ({state}): {arguments.strip() or 'a zombie'}")
+                found.append(f"process {directory.name} is left ({state}): {arguments.strip() or 'a zombie'}")
     return found
 
 
@@ -372,63 +388,60 @@ def _none_left_open() -> Iterator[Callable[[], list[str]]]:
     yield left
 
 
-async def _try_all(
-    trials: Sequence[Trial], directory: Path, urls: Mapping[Trial, str], beside: Mapping[str, ServerSpec], width: int
-) -> tuple[list[Outcome], list[str]]:
-    """Return what came of the trials, *width* at a time, and what was left of them all."""
-    await _warm_up(beside)
-    places = asyncio.Semaphore(width)
+def attempt(trial: Trial, directory: Path, right_url: str) -> Outcome:
+    """Return what comes of a trial. The server beside it speaks the same transport: the one at *right_url*, or one of
+    its own."""
 
-    async def one(trial: Trial) -> Outcome:
-        async with places, asyncio.timeout(GIVE_UP_S):
-            return await _try(trial, directory, urls.get(trial), beside[trial.transport])
+    async def main() -> Outcome:
+        async with asyncio.timeout(GIVE_UP_S):
+            return await _try(trial, directory, url, beside)
 
-    with _none_left_open() as left:
-        outcomes = await asyncio.gather(*map(one, trials))
-        return outcomes, list(await _settled(left))
-
-
-async def _warm_up(beside: Mapping[str, ServerSpec]) -> None:
-    """Import what is imported late, and open what is opened once."""
-    invoker: Any = MCPInvoker([evolve(spec, name=name) for name, spec in beside.items()]).for_run()
-    await invoker.list_openai_tools()
-    await invoker.aclose()
-
-
-def try_all(trials: Sequence[Trial], directory: Path, width: int = 1) -> tuple[list[Outcome], list[str]]:
-    """Return what came of the trials, and which open files and tasks were left of them."""
     with ExitStack() as servers:
-        urls = {
-            trial: servers.enter_context(_listening(trial, directory)) for trial in trials if trial.transport == "http"
-        }
-        right = {
-            "http": _spec("beside", RIGHT, directory, servers.enter_context(_listening(RIGHT, directory))),
-            "stdio": _spec("beside", RIGHT, directory, None),
-        }
-        return asyncio.run(_try_all(trials, directory, urls, right, width))
+        over_http = trial.transport == "http"
+        url = servers.enter_context(_listening(trial, directory)) if over_http else None
+        beside = _spec("beside", RIGHT, directory, right_url if over_http else None)
+        return asyncio.run(main())
 
 
-def _faults(trials: Sequence[Trial], directory: Path, width: int = 1) -> dict[str, list[str]]:
-    outcomes, left = try_all(trials, directory, width)
-    faults = {outcome.trial.name: list(outcome.faults()) for outcome in outcomes} | {"all": left}
-    return {name: found for name, found in faults.items() if found}
+@contextmanager
+def _warm() -> Iterator[str]:
+    """Give the URL of a server that does everything right, once what is imported late or opened once and for all is."""
+    with tempfile.TemporaryDirectory() as directory, _listening(RIGHT, Path(directory)) as url:
+        for transport in ("stdio", "http"):
+            attempt(Trial("healthy", transport, "modern"), Path(directory), url)
+        yield url
 
 
 def print_table() -> None:
     """Try everything, one after the other, and print what came of it."""
-    print(f"{'case':22} {'transport':9} {'era':6} {'list':>5} {'call':>5} {'close':>5} sent  what the model was told")
-    outcomes, faults = [], 0
-    for trial in TRIALS:
-        with tempfile.TemporaryDirectory() as directory:
-            [outcome], left = try_all([trial], Path(directory))
-        outcomes.append(outcome)
-        times = " ".join(f"{each:5.2f}" for each in (outcome.listing_s, outcome.call_s, outcome.closing_s))
-        told = json.dumps(outcome.result.text, ensure_ascii=False)[:150]
-        print(f"{trial.case:22} {trial.transport:9} {trial.era:6} {times} {outcome.sent:4}  {told}", flush=True)
-        for fault in [*outcome.faults(), *left]:
-            faults += 1
-            print(f"    NOT AS IT MUST BE: {fault}", flush=True)
-    print(f"{len(outcomes)} trials of {len(CASES)} cases, {faults} faults; seconds as on a machine that is idle else")
+    titles = f"{'list':>5} {'call':>5} {'close':>5} {'block':>5} sent left"
+    print(f"{'case':22} {'transport':9} {'era':6} {titles}  what the model was told")
+    faults = 0
+    with _warm() as right_url:
+        for trial in TRIALS:
+            with tempfile.TemporaryDirectory() as directory:
+                outcome = attempt(trial, Path(directory), right_url)
+            faults += _print_row(outcome)
+    print(f"{len(TRIALS)} trials of {len(CASES)} cases, {faults} faults; in seconds, waiting for a core not counted")
+
+
+def _print_row(outcome: Outcome) -> int:
+    """Print what came of a trial; return how much of it is wrong."""
+    trial, faults = outcome.trial, list(outcome.faults())
+    seconds = (outcome.listing_s, outcome.call_s, outcome.closing_s, outcome.blocked_s)
+    counts = f"{' '.join(f'{each:5.2f}' for each in seconds)} {outcome.sent:4} {len(outcome.left):4}"
+    told = json.dumps(outcome.result.text, ensure_ascii=False)
+    print(f"{trial.case:22} {trial.transport:9} {trial.era:6} {counts}  {told}", flush=True)
+    for fault in faults:
+        print(f"    NOT AS IT MUST BE: {fault}", flush=True)
+    return len(faults)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def right_url() -> Iterator[str]:
+    """Give the URL of a server that does everything right, in a process that has everything imported."""
+    with _warm() as url:
+        yield url
 
 
 # That they can fail
@@ -450,10 +463,11 @@ def test_the_checks_find_whatever_is_wrong() -> None:
         result=ToolResult("MCPError(-32000)"),
         sent=2,
         beside=(ToolResult("echo says there"), ToolResult("Connection closed", ok=False)),
+        blocked_s=2 * SLACK_S,
         left=("a process is left",),
     )
 
-    assert len(list(wrong.faults())) == 11
+    assert len(list(wrong.faults())) == 12
 
 
 def test_what_is_left_is_found(tmp_path: Path) -> None:
@@ -470,55 +484,29 @@ def test_what_is_left_is_found(tmp_path: Path) -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         zombies = processes(str(tmp_path))
 
-    assert [each.partition(" ")[0] for each in running] == [str(process.pid)]
-    assert [each.partition(":")[0] for each in zombies] == [f"{process.pid} (Z)"]
+    assert [each.partition(" (")[0] for each in running] == [f"process {process.pid} is left"]
+    assert [each.partition(":")[0] for each in zombies] == [f"process {process.pid} is left (Z)"]
     assert processes(str(tmp_path)) == []
     assert sorted(each.partition(":")[0] for each in asyncio.run(main())) == ["a task is left", "an open file is left"]
 
 
-# Tool by tool
+# Server by server
 
-NAMED = (
-    "never_answers",
-    "dies_in_call",
-    "hangs_in_call",
-    "same_cursor",
-    "odd_names",
-    "asks_for_ever",
-    "garbage",
-    "many_tools",
-    "huge_result",
-    "floods_stderr",
-    "list_changed_storm",
+QUICK = (
+    *("never_answers", "dies_in_call", "hangs_in_call", "same_cursor", "odd_names", "asks_for_ever", "garbage"),
+    *("many_tools", "huge_result", "floods_stderr", "list_changed_storm"),
 )
-"""The cases that stand for the others in a short run."""
+"""The cases that stand for the others where there is little time."""
 
 
-def _some(transport: str, *, alone: bool) -> list[Trial]:
-    return [
-        trial
-        for trial in TRIALS
-        if trial.case in NAMED and trial.transport == transport and trial.expected.alone is alone
-        if trial.era == CASES[trial.case].eras[-1] or trial.case in ("dies_in_call", "asks_for_ever")
-    ]
+def _parameter(trial: Trial) -> Any:
+    quick = trial.case in QUICK and (trial.era == "modern" or trial.case in ("dies_in_call", "asks_for_ever"))
+    return pytest.param(trial, id=trial.name, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("transport", ["stdio", "http"])
-def test_a_server_that_goes_wrong_harms_nobody(transport: str, tmp_path: Path) -> None:
-    assert _faults(_some(transport, alone=False), tmp_path, width=3) == {}
-
-
-@pytest.mark.parametrize(
-    "trial", [*_some("stdio", alone=True), *_some("http", alone=True)], ids=lambda trial: str(trial.name)
-)
-def test_a_server_that_does_too_much_harms_nobody(trial: Trial, tmp_path: Path) -> None:
-    assert _faults([trial], tmp_path) == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: str(trial.name))
-def test_no_server_that_goes_wrong_harms_anybody(trial: Trial, tmp_path: Path) -> None:
-    assert _faults([trial], tmp_path) == {}
+@pytest.mark.parametrize("trial", list(map(_parameter, TRIALS)))
+def test_a_server_that_goes_wrong_harms_nobody(trial: Trial, tmp_path: Path, right_url: str) -> None:
+    assert list(attempt(trial, tmp_path, right_url).faults()) == []
 
 
 # In whole runs
@@ -561,11 +549,7 @@ async def _run(setting: Setting, seconds: float, model: ScriptedModel) -> tuple[
 
 
 def _running(setting: Setting, seconds: float, model: ScriptedModel) -> tuple[AgentResult, float, list[str]]:
-    async def main() -> tuple[AgentResult, float, list[str]]:
-        await _warm_up({"beside": setting.specs[1]})
-        return await _run(setting, seconds, model)
-
-    return asyncio.run(main())
+    return asyncio.run(_run(setting, seconds, model))
 
 
 def _told(result: AgentResult) -> list[str]:
@@ -624,7 +608,6 @@ def test_a_run_ends_at_its_deadline_whatever_its_tools_do(case: str, transport: 
 @pytest.mark.parametrize("case", ["never_answers", "deaf_and_hangs"])
 def test_a_cancelled_run_leaves_nothing(case: str, tmp_path: Path) -> None:
     async def main(setting: Setting) -> tuple[AgentResult, float, list[str]]:
-        await _warm_up({"beside": setting.specs[1]})
         with _none_left_open() as left:
             tools: Any = MCPInvoker(setting.specs)
             run = AgentRun(TASK, tools, model_client=ScriptedModel([[("chaos__work", {})], "Done."]))
@@ -647,7 +630,6 @@ async def _awaited(run: AgentRun) -> None:
 
 def test_runs_that_share_an_invoker_do_not_share_its_faults(tmp_path: Path) -> None:
     async def main(setting: Setting) -> list[tuple[AgentResult, list[str]]]:
-        await _warm_up({"beside": setting.specs[1]})
         tools: Any = MCPInvoker(setting.specs)
         script = [[("chaos__work", {})], [("chaos__echo", {"text": "there"})], "Done."]
         with _none_left_open() as left:
