@@ -320,6 +320,16 @@ def test_when_no_server_lives_the_listing_says_of_each_why(tmp_path: Path) -> No
     assert re.search(r"server 'missing'.* failed: No such file or directory: /no/such/program", told)
 
 
+def test_a_modern_server_that_is_slower_to_start_than_the_probe_is_asked_again(tmp_path: Path) -> None:
+    # A third of the time is for the probe; what was asked meanwhile is answered when the server is up
+    code = f"import sys, time; time.sleep(0.8); sys.path.insert(0, {str(SERVERS)!r}); import plain; plain.main()"
+    spec = ServerSpec(name="s", command=sys.executable, args=("-c", code), startup_timeout_s=2.0)
+
+    listed = with_tools([spec], MCPInvoker.list_openai_tools)
+
+    assert names(listed)[0] == "s__echo"
+
+
 # Servers that die
 
 
@@ -458,7 +468,7 @@ def test_a_server_that_has_forgotten_the_session_is_greeted_anew_and_the_call_is
     greeting = ["server/discover", "initialize", "notifications/initialized", "tools/list"]
     assert said == ["done", "done", "1"]
     asked = [each for each in Sessions.asked if each != "DELETE"]
-    assert asked == [*greeting, "tools/call", "tools/call (gone)", *greeting, "tools/call"]
+    assert asked == [*greeting, "tools/call", "tools/call (gone)", *greeting[1:], "tools/call"]
     assert Sessions.asked[-1] == "DELETE"
 
 

@@ -9,6 +9,8 @@ Imports httpx2, and so is itself imported only where a connection is opened.
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
+from functools import cache
+from ssl import SSLContext
 from typing import Any
 
 import anyio
@@ -36,6 +38,12 @@ _PAGE_S = 1.0
 _SHOWN_CHARS = 300
 
 
+@cache
+def _trusted() -> SSLContext:
+    """Return the certificates that all connections trust: loading them holds up the event loop for 0.1 s."""
+    return httpx2.create_ssl_context()
+
+
 class HttpClient(httpx2.AsyncClient):
     """Sends the requests of one connection.
 
@@ -50,6 +58,7 @@ class HttpClient(httpx2.AsyncClient):
             timeout=httpx2.Timeout(None, connect=_CONNECT_S, write=_WRITE_S),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             max_redirects=3,
+            verify=_trusted(),
         )
         self._wanted = wanted
         self._secrets = spec.secrets

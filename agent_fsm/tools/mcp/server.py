@@ -83,7 +83,8 @@ class Server:
         self._error = ""
         self._tools: dict[str, McpTool] = {}
         self._stale = False
-        self._relisting: asyncio.Task[str] | None = None
+        self._legacy = False
+        """True once it is known to be of the old era: it is then not asked again."""
         self._restarts = 0
         self._failed_at = 0.0
         self._owner: asyncio.Task[None] | None = None
@@ -289,7 +290,7 @@ class Server:
         spec, loop = self.spec, asyncio.get_running_loop()
         module = await _load_wire()
         elicit = None if self._on_elicit is None else self._asked
-        wire: Wire = module.Wire(spec, module.Hooks(self._changed, elicit))
+        wire: Wire = module.Wire(spec, module.Hooks(self._changed, elicit), legacy=self._legacy)
         self._wire = wire
         began = math.inf
         why = ""
@@ -299,6 +300,7 @@ class Server:
             with kept_out_of_logs(self._secrets), anyio.CancelScope(deadline=deadline) as scope:
                 self._scope = scope
                 async with wire.connected() as session:
+                    self._legacy = not session.modern
                     note = await self._list(session)
                     scope.deadline = math.inf
                     began = loop.time()

@@ -83,9 +83,10 @@ class Hooks:
 class Wire:
     """A connection: `async with wire.connected() as session`, in one task; `kill()` from anywhere in the same loop."""
 
-    def __init__(self, spec: ServerSpec, hooks: Hooks) -> None:
+    def __init__(self, spec: ServerSpec, hooks: Hooks, *, legacy: bool = False) -> None:
         self._spec = spec
         self._hooks = hooks
+        self._legacy = legacy
         self._child: Child | None = None
         self._http: HttpClient | None = None
         self._junk = _Junk()
@@ -116,7 +117,7 @@ class Wire:
                 elicitation_callback=None if hooks.elicit is None else _never,  # only says that there is somebody
             )
             async with client, anyio.create_task_group() as beside:
-                await _shake_hands(client)
+                await _shake_hands(client, legacy=self._legacy)
                 modern = client.protocol_version in MODERN_PROTOCOL_VERSIONS
                 if modern and _says_when_changed(client):
                     beside.start_soon(_listen, client, hooks.changed)
@@ -219,17 +220,19 @@ async def _never(context: Any, params: Any) -> types.ErrorData:
     return types.ErrorData(code=types.INVALID_REQUEST, message="Elicitation not supported")
 
 
-async def _shake_hands(client: ClientSession) -> None:
-    """Find out the era of the server: the handshake of old where it does not answer as a new one does."""
+async def _shake_hands(client: ClientSession, *, legacy: bool) -> None:
+    """Find out the era of the server: the handshake of old where it does not answer as a new one does, or is known to
+    be *legacy*."""
+    if not legacy:
+        with suppress(MCPError, RuntimeError, ValidationError):
+            await client.discover()
+            return
     try:
-        await client.discover()
-    except (MCPError, RuntimeError, ValidationError):
-        try:
-            await client.initialize()
-        except MCPError as error:
-            if error.code != types.UNSUPPORTED_PROTOCOL_VERSION:
-                raise
-            await client.discover()  # a new one that was slow to start: it has answered by now
+        await client.initialize()
+    except MCPError as error:
+        if error.code not in (types.UNSUPPORTED_PROTOCOL_VERSION, types.METHOD_NOT_FOUND):
+            raise
+        await client.discover()  # a new one that was slow to start: it has answered by now
 
 
 def _says_when_changed(client: ClientSession) -> bool:
@@ -257,7 +260,7 @@ class Session:
         self.remarks = wire.remarks
         self._client = client
         self._dispatcher = dispatcher
-        self._modern = modern
+        self.modern = modern
         self._http = wire.over_http
         self._secrets = wire.secrets
         self.ended = dispatcher.ended
@@ -277,7 +280,7 @@ class Session:
         params = None if cursor is None else types.PaginatedRequestParams(cursor=cursor)
         page = await self._answer(self._client.list_tools(params=params))
         listed = page.get("tools")
-        if self._modern and self._http and isinstance(listed, list):
+        if self.modern and self._http and isinstance(listed, list):
             page = {**page, "tools": [each for each in listed if self._dispatcher.learn(each)]}
         return page
 
@@ -294,7 +297,7 @@ class Session:
             answer = await self._answer(
                 self._client.call_tool(tool, dict(arguments), input_responses=responses, request_state=state)
             )
-            if not self._modern or answer.get("resultType") != "input_required":
+            if not self.modern or answer.get("resultType") != "input_required":
                 return answer
             state = answer["requestState"] if isinstance(answer.get("requestState"), str) else None
             questions = answer.get("inputRequests") or None
