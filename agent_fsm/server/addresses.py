@@ -1,7 +1,8 @@
 """Which URLs a request may have us, or a library of ours, call: only hosts that the operator named.
 
 A host that is named is still refused where its address is one that only a machine itself has business with: link-local
-ones, and those at which clouds hand out credentials.
+ones, and those at which clouds hand out credentials. Names are looked up again when they are called: whoever rules the
+names of a host that is allowed can get around that.
 """
 
 import asyncio

@@ -165,6 +165,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        runs.closing = False  # an app may be started again
         with _on_signals(runs.stop):
             yield
         runs.stop()

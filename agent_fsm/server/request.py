@@ -37,8 +37,9 @@ PASSED_ON: Final = frozenset((
 """What `completion_kwargs` of a request may hold. Of the others some name files, hosts or prices."""
 _MODEL_HOSTS: Final = ("api_base", "base_url")
 _PRICES: Final = ("prompt_usd_per_token", "reply_usd_per_token")
-_LINKS: Final = frozenset(("url", "image_url", "file_url", "video_url", "uri", "file_id"))
-"""Members of a message's parts that name what somebody is to fetch."""
+_LINKS: Final = frozenset(("url", "image_url", "file_url", "video_url", "uri", "file_id", "file_data"))
+"""Members of a message's parts that name what somebody is to fetch, if only a path; others do if they are URLs."""
+_WITH_SCHEME: Final = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _OWN_HEADERS: Final = frozenset((
@@ -261,8 +262,9 @@ def _links(value: Any, *, in_part: bool = False) -> Iterator[str]:
                 yield from _links(each, in_part=in_part)
         case dict():
             for name, each in value.items():
-                if in_part and name in _LINKS and isinstance(each, str):
-                    yield each
+                if in_part and isinstance(each, str):
+                    if name in _LINKS or (name != "text" and _WITH_SCHEME.match(each)):
+                        yield each
                 else:
                     yield from _links(each, in_part=in_part or name == "content")
 
