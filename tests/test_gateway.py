@@ -208,6 +208,16 @@ def test_tools_that_are_near_are_named_for_one_that_is_not_there() -> None:
 # Beginning and ending
 
 
+def test_the_servers_start_with_the_gateway_and_not_with_the_first_request() -> None:
+    async def ask(client: httpx.AsyncClient) -> Any:
+        async with asyncio.timeout(SLACK_S):
+            while (body := (await client.get("/health")).json())["status"] != "ok":  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.05)
+        return body["servers"]
+
+    assert alone(ask) == {"one": {"state": "ready", "error": "", "tools": len(TOOLS), "restarts": 0}}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 0)])
 def test_a_signal_closes_the_gateway_and_every_server(
     tmp_path: Path, pytestconfig: pytest.Config, number: signal.Signals, code: int
