@@ -321,6 +321,13 @@ def test_what_is_no_documentation_says_so(options: dict[str, Any], told: str) ->
     assert told in result.text, result.text
 
 
+def test_a_library_that_is_still_being_read_is_not_said_to_have_no_documentation() -> None:
+    with Services(docs=[(202, {}, {"error": "library_not_finalized", "message": "Try later."})]) as services:
+        result = look_up(services, "/new/library")
+
+    assert result.text == f"error: Context7 ({services.url}/api) answered 202 Accepted (application/json): Try later."
+
+
 @pytest.mark.parametrize(
     "answer", [(429, {"Retry-After": "0"}), (500, {"Retry-After": "0"}), (503, {"Retry-After": "0.1"}), RESET]
 )
