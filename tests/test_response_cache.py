@@ -135,6 +135,23 @@ def test_a_kept_reply_counts_its_tokens_and_no_dollars(url: str) -> None:
 
 
 @needs_redis
+def test_a_client_knows_who_gave_the_reply_that_was_kept(url: str) -> None:
+    async def last(settings: AgentConfig) -> str:
+        client = LiteLLMClient(settings)
+        try:
+            await client.complete(REQUEST)
+            return client.used_model
+        finally:
+            await client.aclose()
+
+    with OpenAIServer(["hello"]) as model:
+        told = [asyncio.run(last(config(model, url))) for _ in range(2)]
+
+    assert told == ["gpt-4o-mini", "gpt-4o-mini"]
+    assert len(model.requests) == 1
+
+
+@needs_redis
 def test_without_a_cache_every_run_asks_the_model(url: str) -> None:
     with OpenAIServer([*SCRIPT, *SCRIPT]) as model:
         run(model, None)
