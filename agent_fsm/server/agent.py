@@ -76,13 +76,8 @@ class Health(BaseModel):
 
 
 def _rendered(result: AgentResult, secrets: tuple[str, ...]) -> bytes:
-    """Return *result* as JSON that any reader takes, though a model may have sent what is none."""
     answer = redact_json(RunAnswer.model_validate(result).model_dump(mode="python"), secrets)
-    try:
-        text = json.dumps(answer, allow_nan=False)
-    except ValueError:  # NaN or Infinity
-        text = json.dumps(json.loads(json.dumps(answer), parse_constant=lambda _: None))
-    return text.encode()  # is ASCII: of a lone surrogate there is no UTF-8
+    return json.dumps(answer, allow_nan=False).encode()  # a transcript holds nothing that is no JSON
 
 
 # Runs
