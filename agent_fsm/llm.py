@@ -205,7 +205,8 @@ class LiteLLMClient:
             disable_cooldowns=True,  # else a few failures turn into "No deployments available"
             cache_responses=False,
         )
-        router.discard()  # takes it out of LiteLLM's global callbacks: they only feed cooldowns, and keep it alive
+        # takes it out of LiteLLM's global callbacks: they only feed cooldowns, and keep it alive
+        getattr(router, "retire", router.discard)()
         return router
 
     def _reply(self, response: Any, model: str) -> dict[str, Any]:
