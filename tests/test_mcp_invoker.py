@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from agent_fsm import AgentConfig, AgentRun, StopReason, run_agent
 from agent_fsm.errors import ConfigError
@@ -354,7 +354,8 @@ def test_a_call_in_which_the_server_dies_has_an_unknown_outcome_and_the_server_i
 
 
 @pytest.mark.parametrize(
-    ("tool", "sent", "ok"), [("die_once", 1, False), ("die_once_read", 2, True), ("die_once_same", 2, True)]
+    ("tool", "sent", "ok"),
+    [("die_once", 1, False), ("die_once_read", 2, True), ("die_once_same", 2, True), ("die_read", 2, False)],
 )
 def test_only_what_may_be_done_twice_is_sent_again_and_only_once(
     tool: str, sent: int, ok: bool, tmp_path: Path
@@ -610,6 +611,19 @@ def test_headers_reach_the_server_and_nobody_else(reached: Reached, caplog: pyte
     assert SECRET not in caplog.text
 
 
+def test_a_password_in_a_url_is_in_no_log(reached: Reached, caplog: pytest.LogCaptureFixture) -> None:
+    async def work(tools: MCPInvoker) -> ToolResult:
+        return await tools.call_openai_tool(call("s__headers"))
+
+    caplog.set_level(logging.DEBUG)
+    url = reached.url.replace("http://", f"http://user:{SECRET}@")
+    result = with_tools([evolve(reached.spec(), url=url)], work)
+
+    assert result.ok
+    assert "POST http://user:***@127.0.0.1" in caplog.text
+    assert SECRET not in caplog.text
+
+
 def test_a_server_gets_few_of_our_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(tools: MCPInvoker) -> Any:
         return json.loads((await tools.call_openai_tool(call("s__environment"))).text)
@@ -644,12 +658,13 @@ def test_runs_in_the_block_share_the_servers(tmp_path: Path) -> None:
             model = ScriptedModel([[("s__echo", {"text": "hi"})], "Done."])
             result = await AgentRun(TASK, tools, model_client=model)
             assert result.stopped_reason is StopReason.SUCCESS
-            found.append(children())
+            found.append(children() - before)
         return found
 
+    before = children()
     first, second = with_tools([plain(tmp_path / "log")], work)
 
-    assert first == second
+    assert (len(first), first) == (1, second)
 
 
 def test_a_run_without_living_servers_ends_as_tools_unavailable() -> None:

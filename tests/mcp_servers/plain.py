@@ -47,7 +47,7 @@ def tool(name: str, **annotations: bool) -> Message:
 
 TOOLS = [
     *(tool(name) for name in ("echo", "content", "structured", "secret", "environment", "sleep", "progress", "ask")),
-    *(tool("die"), tool("die_once"), tool("die_once_read", readOnlyHint=True)),
+    *(tool("die"), tool("die_read", readOnlyHint=True), tool("die_once"), tool("die_once_read", readOnlyHint=True)),
     *(tool("die_once_same", idempotentHint=True), tool("grow"), tool("half", readOnlyHint=False)),
 ]
 BLOCKS = [
@@ -119,7 +119,7 @@ def call(request: Message) -> Message | None:
                 time.sleep(0.02)
         case "ask":
             return ask(request)
-        case "die":
+        case "die" | "die_read":
             sys.stderr.write("out of memory\n")
             sys.stderr.flush()
             os._exit(7)
