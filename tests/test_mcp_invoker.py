@@ -210,6 +210,27 @@ def test_arguments_that_are_no_object_are_not_sent(arguments: str, tmp_path: Pat
     assert lines(tmp_path / "log") == []
 
 
+def test_arguments_that_can_not_be_written_harm_nobody(reached: Reached, tmp_path: Path) -> None:
+    async def work(tools: MCPInvoker) -> list[Any]:
+        await tools.list_openai_tools()
+        deep: Any = []
+        for _ in range(10_000):
+            deep = [deep]
+        half = [
+            await tools.invoke("s__echo", {"text": "half \ud83d"}),
+            await tools.invoke("h__wait", {"seconds": "\ud83d"}),
+        ]
+        nested = [await tools.invoke(name, {"text": deep}) for name in ("s__echo", "h__wait")]
+        after = await tools.call_openai_tool({"function": {"name": "s__echo", "arguments": {"text": "after"}}})
+        return [half[0].text, half[1].ok, *(each.text for each in nested), after.text, tools.health()]
+
+    *found, health = with_tools([plain(tmp_path / "log"), evolve(reached.spec(), name="h")], work)
+
+    deep = "error: the arguments are nested too deeply to be sent"
+    assert found == ["half ?", False, deep, deep, "after"]
+    assert [(each.state, each.restarts) for each in health.values()] == [("ready", 0)] * 2
+
+
 def test_a_name_leads_back_to_its_server_and_tool(tmp_path: Path) -> None:
     async def work(tools: MCPInvoker) -> list[Any]:
         await tools.list_openai_tools()

@@ -135,9 +135,10 @@ class MCPInvoker:
     async def call_openai_tool(self, call: Mapping[str, Any], /) -> ToolResult:
         """Return what comes of *call*, at most 0.1 s after its server's `tool_timeout_s`."""
         function = call["function"]
-        arguments = decode_object(function["arguments"])
+        given = function["arguments"]
+        arguments = given if isinstance(given, Mapping) else decode_object(str(given))
         if arguments is None:
-            return _failed(f"error: the arguments must be a JSON object, not {cut(str(function['arguments']), 200)!r}")
+            return _failed(f"error: the arguments must be a JSON object, not {cut(str(given), 200)!r}")
         return await self.invoke(function["name"], arguments)
 
     async def invoke(self, name: str, arguments: Mapping[str, Any], *, timeout_s: float | None = None) -> ToolResult:

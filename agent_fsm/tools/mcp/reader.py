@@ -13,7 +13,7 @@ import mcp_types as types
 
 from agent_fsm.tools.mcp.content import clean
 
-__all__ = ["LOST", "SESSION_GONE", "UNREADABLE", "UNSENT", "Events", "named_id", "read_message", "wanted_by"]
+__all__ = ["LOST", "SESSION_GONE", "UNREADABLE", "UNSENT", "Events", "named_id", "read_message", "wanted_by", "whole"]
 
 UNSENT, LOST, SESSION_GONE, UNREADABLE = -32901, -32902, -32903, -32904
 """Codes of the errors with which we answer a request ourselves: it was not sent; it was, and nothing came back; the
@@ -49,20 +49,20 @@ def read_message(data: bytes) -> types.JSONRPCMessage | None:
     except ValueError:
         pass
     try:
-        return types.jsonrpc_message_adapter.validate_python(_whole(json.loads(data)), by_name=False)
+        return types.jsonrpc_message_adapter.validate_python(whole(json.loads(data)), by_name=False)
     except (ValueError, RecursionError):
         return None
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Return a JSON value without lone surrogates."""
     match value:
         case str():
             return clean(value)
         case dict():
-            return {clean(key): _whole(each) for key, each in value.items()}
+            return {clean(key): whole(each) for key, each in value.items()}
         case list():
-            return [_whole(each) for each in value]
+            return [whole(each) for each in value]
     return value
 
 

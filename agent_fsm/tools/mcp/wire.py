@@ -38,7 +38,7 @@ from agent_fsm.redaction import redact
 from agent_fsm.tools.mcp.config import ServerSpec
 from agent_fsm.tools.mcp.content import clean
 from agent_fsm.tools.mcp.http import MAX_BODY_BYTES, HttpClient
-from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, named_id, read_message, wanted_by
+from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, named_id, read_message, wanted_by, whole
 from agent_fsm.tools.mcp.stdio import MAX_LINE_BYTES, Child, child_environment
 
 __all__ = ["Failure", "Hooks", "Session", "Wire", "WireError"]
@@ -293,9 +293,13 @@ class Session:
         responses: dict[str, Any] | None = None
         state: str | None = None
         asked, pause_s = 0, 0.05
+        try:
+            sent = whole(dict(arguments))  # half a character can't be written
+        except RecursionError:
+            raise WireError(Failure.REFUSED, "the arguments are nested too deeply to be sent") from None
         while True:
             answer = await self._answer(
-                self._client.call_tool(tool, dict(arguments), input_responses=responses, request_state=state)
+                self._client.call_tool(tool, sent, input_responses=responses, request_state=state)
             )
             if not self.modern or answer.get("resultType") != "input_required":
                 return answer
@@ -335,7 +339,7 @@ class Session:
         except MCPError as error:
             raise _wire_error(error, self._secrets) from None
         except (ValidationError, ValueError, RecursionError) as error:
-            raise WireError(Failure.UNSENT, f"the call can't be written as a request: {error}") from None
+            raise WireError(Failure.REFUSED, f"it can't be written as a request: {error}") from None
         raise AssertionError("no answer is let pass")  # pragma: no cover
 
 
