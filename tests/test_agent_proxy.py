@@ -102,6 +102,7 @@ METADATA = "http://169.254.169.254/latest"
 IMAGE = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": METADATA}}]
 WITH_IMAGE = {"messages": [{"role": "user", "content": IMAGE}]}
 NO_ROLE = {"messages": [{"content": "hi"}]}
+DEEP = {"messages": [{"role": "user", "content": json.loads("[" * 70 + "]" * 70)}]}
 NAN = {"max_wallclock_seconds": float("nan")}
 ELSEWHERE = {"completion_kwargs": {"api_base": "http://127.0.0.1:1"}}
 OWN_HEADERS: Mapping[str, Any] = {"completion_kwargs": {"extra_headers": {}}}
@@ -122,6 +123,7 @@ REFUSED = (
     Refused("more bytes than are read", "narrow", 413, "too_large", "10000 bytes", b" " * 10_001),
     Refused("no messages", "open", 422, "invalid_request", "messages: ", {"messages": []}),
     Refused("a message without role", "open", 422, "invalid_request", "message 0", NO_ROLE),
+    Refused("lists in lists in lists ...", "open", 422, "invalid_request", "64 levels deep", DEEP),
     Refused("a field misspelt", "open", 422, "invalid_request", "nearest is max_iterations", {"max_iteration": 3}),
     Refused("a number as text", "open", 422, "invalid_request", "max_iterations: ", {"max_iterations": "3"}),
     Refused("a limit out of range", "open", 422, "invalid_request", "whole number >= 1", {"max_iterations": 0}),
@@ -238,6 +240,22 @@ def test_without_a_backend_the_model_has_only_an_echo(urls: Mapping[str, str]) -
     answer = httpx.post(f"{urls['guarded']}/agent/run", json={"messages": messages}, headers=BEARER)
 
     assert answer.json()["final_answer"].endswith("\nhello")
+
+
+@pytest.mark.parametrize("depth", [50, 200, 480, 900, 100_000])
+@pytest.mark.parametrize(
+    "place",
+    [
+        '"messages": [{"role": "user", "content": [{"type": "x", "x": %s}]}]',
+        '"messages": [{"role": "user", "content": "hi"}], "completion_kwargs": {"stop": %s}',
+    ],
+)
+def test_no_depth_of_nesting_is_too_much_for_the_server(urls: Mapping[str, str], depth: int, place: str) -> None:
+    body = "{%s}" % (place % ("[" * depth + "]" * depth))
+
+    answer = httpx.post(f"{urls['open']}/agent/run", content=body, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code in (200, 400, 422)
 
 
 def test_one_run_too_many_is_refused_and_told_when_to_come_again(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ _OWN_HEADERS: Final = frozenset((
     *("connection", "content-length", "content-type", "expect", "host", "keep-alive", "proxy-authorization"),
     *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
 ))  # fmt: skip
+_MOST_DEEP: Final = 64
 _MOST_HEADERS: Final = 20
 _MOST_HEADER_CHARS: Final = 4_096
 
@@ -97,7 +98,19 @@ class RunRequest(BaseModel):
             if name not in cls.model_fields:
                 nearest = get_close_matches(name, cls.model_fields, n=1, cutoff=0)[0]
                 raise ValueError(f"there is no field {cut(name, 80)!r}; the nearest is {nearest}")
+        if _depth(data) > _MOST_DEEP:  # who walks over it later does so recursively
+            raise ValueError(f"it is nested more than {_MOST_DEEP} levels deep")
         return data
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are nested in *value*, itself included; at most a level more than may be."""
+    deep, level = 0, [value]
+    while level and deep <= _MOST_DEEP:
+        level = [each for each in level if isinstance(each, list | dict)]
+        deep += bool(level)
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return deep
 
 
 def request_model(settings: ServerSettings) -> type[RunRequest]:
@@ -187,7 +200,7 @@ async def admitted(body: RunRequest, settings: ServerSettings, mcp: ToolInvoker 
         Problem: it can't be, or may not be, asked for.
     """
     given = {name: getattr(body, name) for name in body.model_fields_set if name not in RunRequest.model_fields}
-    secrets = _secrets(body, given)
+    secrets = _secrets(body, {**settings.defaults.completion_kwargs, **given.get("completion_kwargs", {})})
     try:
         _check_ceilings(given, settings)
         _check_models(given, settings)
@@ -206,9 +219,9 @@ async def admitted(body: RunRequest, settings: ServerSettings, mcp: ToolInvoker 
     return Asked(body.messages, tools, config, secrets)
 
 
-def _secrets(body: RunRequest, given: Mapping[str, Any]) -> tuple[str, ...]:
+def _secrets(body: RunRequest, completion_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
     headers = body.tool_http_headers or {}
-    named = {name: value for name, value in given.get("completion_kwargs", {}).items() if isinstance(value, str)}
+    named = {name: value for name, value in completion_kwargs.items() if isinstance(value, str)}
     return (*headers.values(), *secret_values(headers), *secret_values(named))
 
 
