@@ -89,7 +89,6 @@ def running_gateway(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stderr is not None
