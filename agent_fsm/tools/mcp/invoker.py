@@ -26,6 +26,8 @@ Servers: TypeAlias = Mapping[str, ServerSpec | Mapping[str, Any]] | Iterable[Ser
 _CLOSE_S = 2.5
 """Longer than any server takes to close; one that does is killed."""
 _GRACE_S = 0.02
+_TOOLS_A_TURN = 100
+"""How many are taken before others on the loop have a turn."""
 _GENERATORS = 3
 """Generators within each other that the SDK leaves to the loop to close, which it does one a turn."""
 _NAMES_CHARS = 500
@@ -125,10 +127,14 @@ class MCPInvoker:
         places: dict[str, _Place] = {}
         offered: list[dict[str, Any]] = []
         for server, tools in zip(servers, listed, strict=True):
-            for tool in () if isinstance(tools, str) else tools:
+            secrets = server.spec.secrets
+            for number, tool in enumerate(() if isinstance(tools, str) else tools):
+                if number % _TOOLS_A_TURN == 0:
+                    await asyncio.sleep(0)
                 name = self._named(server.spec.name, tool.name)
                 places[name] = _Place(server, tool)
-                offered.append(redact_json(openai_tool(name, tool), server.spec.secrets))
+                function = openai_tool(name, tool)
+                offered.append(redact_json(function, secrets) if secrets else function)
         self._places = places
         return offered
 
