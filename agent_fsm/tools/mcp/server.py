@@ -190,7 +190,8 @@ class Server:
             case "REFUSED":
                 return f"error: {error}"
             case "UNREADABLE":
-                return f"error: the call was carried out, but its result can't be read: {error}"
+                may = "outcome unknown: the call may have been carried out, or part of it"
+                return f"error: what came back can't be read ({error}); {may}"
             case "UNSENT" | "SESSION_GONE":
                 return f"error: the call was not carried out: {error}"
         why = session.ended.done() and (session.ended.result() or await session.why_ended())
