@@ -10,6 +10,7 @@ from attrs import fields
 
 from agent_fsm import AgentConfig, StopReason
 from agent_fsm.protocol import State
+from tests.test_agent_proxy import refused_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,3 +52,11 @@ def test_its_pictures_and_files_exist() -> None:
     )
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_refused_requests_are_refused_just_so() -> None:
+    rows = re.findall(r"^\| .* \| \d{3} \| .*$", README, re.MULTILINE)
+    printed = refused_table().splitlines()
+
+    assert len(rows) > 20
+    assert [row for row in rows if row not in printed] == []
