@@ -108,9 +108,8 @@ def test_the_end_of_stderr_is_kept_however_much_there_is() -> None:
         assert await child.next_line() == b"done"
         return child.stderr
 
-    code = (
-        "import sys\nfor _ in range(1000): sys.stderr.write('x' * 50_000)\nsys.stderr.write('the end'); print('done')"
-    )
+    flood = "import sys\nfor _ in range(1000): sys.stderr.write('x' * 50_000)\n"
+    code = f"{flood}sys.stderr.write('the end'); sys.stderr.flush(); print('done')"
 
     assert with_child(code, work)[-20:] == "x" * 13 + "the end"
 
