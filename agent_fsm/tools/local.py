@@ -7,58 +7,35 @@ that leaves the group (`setsid`) delays nothing, but survives.
 POSIX only: it needs process groups, and an event loop with `add_reader`.
 """
 
-import asyncio
-import codecs
 import json
 import math
 import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 from attrs import Attribute, evolve, field, frozen
 
 from agent_fsm.errors import ConfigError
 from agent_fsm.protocol import ToolResult
+from agent_fsm.tools.processes import Outcome, Program, run
 
 __all__ = ["EchoMCP", "LocalMCPInvoker"]
 
 _ENVIRONMENT = frozenset(("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SYSTEMROOT", "TERM", "TMPDIR", "TZ", "USER"))
 """What children inherit of our environment, beside `LC_*`. Secrets have too many names for a list of what is denied."""
-_GRACE_S = 0.1
-"""Seconds that the pipes may stay open after the process has ended: its children may be about to write."""
-_REAP_S = 0.2
-"""Seconds to wait for a killed process to be gone; the memory of a large one takes the kernel a while."""
-_POLL_S = 0.01
-_READ_BYTES = 65_536
 _SHOWN_CHARS = 100
 """Characters of the model's own words that a refusal repeats."""
 
 
 class _RefusedError(Exception):
     """The call can't be run; says in words for the model why, and what would be right."""
-
-
-@frozen
-class _Outcome:
-    """What came of a call: of its process, or why there was none."""
-
-    rc: int | None = None
-    stdout: str = ""
-    stderr: str = ""
-    seconds: float = 0.0
-    error: str = ""
-    note: str = ""
-    """What the model should know, though nothing failed by it."""
 
 
 # The invokers
@@ -116,7 +93,7 @@ class LocalMCPInvoker:
     output_chars: int = field(default=4_000, kw_only=True, validator=_whole)
     """Characters of stdout, and as many of stderr, that are kept; of more, the head and the tail, half each."""
     max_output_bytes: int = field(default=64 * 2**20, kw_only=True, validator=_whole)
-    """Bytes of stdout or of stderr beyond which (`>`) the process group is killed."""
+    """Bytes of stdout and stderr together beyond which (`>`) the process group is killed."""
     env: Mapping[str, str] = field(factory=dict, kw_only=True, validator=_variables)
     """Variables for the children, beside the few harmless ones that they inherit."""
 
@@ -139,12 +116,12 @@ class LocalMCPInvoker:
                 case _:
                     raise _RefusedError(f"there is no tool {_shown(name)}; there are exec_python and exec_shell")
         except _RefusedError as refused:
-            outcome = _Outcome(error=str(refused))
+            outcome = Outcome(error=str(refused))
         except OSError as error:  # no such program, no room for the script, ...
-            outcome = _Outcome(error=f"could not be started: {error}")
+            outcome = Outcome(error=f"could not be started: {error}")
         return _result(outcome)
 
-    async def _exec_python(self, arguments: Mapping[str, Any]) -> _Outcome:
+    async def _exec_python(self, arguments: Mapping[str, Any]) -> Outcome:
         code, timeout_s, note = _read_arguments(arguments, "code", self.python_timeout_s)
         with _script(code) as path:
             # -u: what was printed before a timeout is not lost in a buffer. Not -I: the script could not import modules
@@ -155,22 +132,16 @@ class LocalMCPInvoker:
         stderr = outcome.stderr.replace(str(path), path.name)
         return evolve(outcome, stderr=stderr, note=_joined(note, outcome.note))
 
-    async def _exec_shell(self, arguments: Mapping[str, Any]) -> _Outcome:
+    async def _exec_shell(self, arguments: Mapping[str, Any]) -> Outcome:
         command, timeout_s, note = _read_arguments(arguments, "cmd", self.shell_timeout_s)
         program, *rest = _split(command)
         argv = [*_find(program, self.shell_allow_prefixes, self._environment().get("PATH")), *rest]
         outcome = await self._run(argv, timeout_s)
         return evolve(outcome, note=_joined(note, outcome.note))
 
-    async def _run(self, argv: list[str], timeout_s: float, *, cwd: Path | None = None) -> _Outcome:
-        return await _run(
-            argv,
-            timeout_s=timeout_s,
-            keep_chars=self.output_chars,
-            max_bytes=self.max_output_bytes,
-            env=self._environment(),
-            cwd=cwd,
-        )
+    async def _run(self, argv: list[str], timeout_s: float, *, cwd: Path | None = None) -> Outcome:
+        program = Program(argv, self._environment(), cwd)
+        return await run(program, timeout_s=timeout_s, keep_chars=self.output_chars, max_bytes=self.max_output_bytes)
 
     def _environment(self) -> dict[str, str]:
         inherited = {
@@ -195,10 +166,10 @@ class EchoMCP:
                 raise _RefusedError(f"there is no tool {_shown(name)}; there is only echo")
             return ToolResult(text=_text(arguments, "text"))
         except _RefusedError as refused:
-            return _result(_Outcome(error=str(refused)))
+            return _result(Outcome(error=str(refused)))
 
 
-def _result(outcome: _Outcome) -> ToolResult:
+def _result(outcome: Outcome) -> ToolResult:
     ok = outcome.rc == 0 and not outcome.error
     seconds = round(outcome.seconds, 3)
     said = {"ok": ok, "rc": outcome.rc, "stdout": outcome.stdout, "stderr": outcome.stderr, "seconds": seconds}
@@ -364,175 +335,3 @@ def _script(code: str) -> Iterator[Path]:
     finally:
         with suppress(RecursionError):  # before 3.13 removal is recursive; the script chose how deep to nest
             folder.cleanup()
-
-
-# Processes
-#
-# asyncio's own subprocesses were the alternative. They can be cancelled between the fork and the moment at which the
-# pid is known, and then kill only the child; they reap the child before we can kill its group, whose number may then
-# be another's; and on 3.11 each costs a thread.
-
-
-async def _run(
-    argv: list[str], *, timeout_s: float, keep_chars: int, max_bytes: int, env: dict[str, str], cwd: Path | None
-) -> _Outcome:
-    """Return what came of the process that *argv* starts; nothing of its process group is left.
-
-    It has `timeout_s` seconds; result or CancelledError come at most `_GRACE_S + _REAP_S` later, whoever holds the
-    pipes.
-
-    Raises:
-        OSError: it can't be started.
-    """
-    loop = asyncio.get_running_loop()
-    exited: asyncio.Future[None] = loop.create_future()
-    flooded: asyncio.Future[None] = loop.create_future()
-    started = time.monotonic()
-    process = _start(argv, env, cwd)
-    with ExitStack() as closing:
-        try:
-            closing.callback(_watch(process, exited))
-            streams = [_Stream(pipe, keep_chars, max_bytes, flooded) for pipe in (process.stdout, process.stderr)]
-            for stream in streams:
-                closing.callback(stream.close)
-            await asyncio.wait([exited, flooded], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done() and not flooded.done():
-                await asyncio.wait([stream.ended for stream in streams], timeout=_GRACE_S)
-            error = _why_failed(exited, flooded, timeout_s, max_bytes)
-            held = not error and not all(stream.ended.done() for stream in streams)
-        finally:
-            await _kill(process, exited)
-        stdout, stderr = (stream.text() for stream in streams)
-    rc = process.returncode
-    if not error and rc is not None and rc < 0:
-        error = f"ended by signal {-rc} ({signal.strsignal(-rc)})"
-    note = "it ended and left processes in the background; their output was not waited for" if held else ""
-    return _Outcome(rc, stdout, stderr, time.monotonic() - started, error, note)
-
-
-def _why_failed(
-    exited: "asyncio.Future[None]", flooded: "asyncio.Future[None]", timeout_s: float, max_bytes: int
-) -> str:
-    """Return why the process failed, unless that is for its exit code to say."""
-    if flooded.done():
-        return f"wrote more than {max_bytes:,} bytes to stdout or stderr; the process group was killed"
-    return "" if exited.done() else f"timed out after {timeout_s:g} s; the process group was killed"
-
-
-def _start(argv: list[str], env: dict[str, str], cwd: Path | None) -> "subprocess.Popen[bytes]":
-    # Blocks for the few milliseconds until exec, as asyncio's own does: there is no moment at which a cancel could
-    # come between the process and its pid.
-    return subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        env=env,
-        cwd=cwd,
-        start_new_session=True,
-    )
-
-
-async def _kill(process: "subprocess.Popen[bytes]", exited: "asyncio.Future[None]") -> None:
-    """Kill the process group and reap its leader, also if cancelled meanwhile."""
-    # The leader, even ended, is not reaped yet (without pidfd: perhaps it is): the group's number is still its own.
-    with suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM where only zombies are left
-        os.killpg(process.pid, signal.SIGKILL)
-    try:
-        await asyncio.wait([exited], timeout=_REAP_S)
-        process.poll()
-    except asyncio.CancelledError:  # the second one; the few milliseconds that are left are waited for in place
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_REAP_S)
-        raise
-
-
-def _watch(process: "subprocess.Popen[bytes]", exited: "asyncio.Future[None]") -> Callable[[], object]:
-    """Set *exited* once the process has ended; return what stops the watch.
-
-    Where there is a pidfd, the process is not reaped.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except (AttributeError, OSError):  # not Linux, an old kernel, or no descriptor left
-        return _poll(process, exited)
-
-    def tell() -> None:
-        loop.remove_reader(pidfd)  # it stays readable and would spin the loop
-        exited.set_result(None)
-
-    def stop() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)  # here only: once closed, the number may be another call's pipe
-
-    loop.add_reader(pidfd, tell)
-    return stop
-
-
-def _poll(process: "subprocess.Popen[bytes]", exited: "asyncio.Future[None]") -> Callable[[], object]:
-    """Do what `_watch` does by asking every `_POLL_S` seconds, which reaps the process."""
-    loop = asyncio.get_running_loop()
-
-    def look() -> None:
-        if exited.done():
-            return
-        if process.poll() is None:
-            loop.call_later(_POLL_S, look)
-        else:
-            exited.set_result(None)
-
-    look()
-    return exited.cancel
-
-
-class _Stream:
-    """One output pipe of a process: read as it comes, so that the writer never waits; head and tail are kept."""
-
-    def __init__(
-        self, pipe: IO[bytes] | None, keep_chars: int, max_bytes: int, flooded: "asyncio.Future[None]"
-    ) -> None:
-        assert pipe is not None  # PIPE was asked for
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._pipe = pipe
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._head, self._tail = "", ""
-        self._head_chars = keep_chars // 2
-        self._tail_chars = keep_chars - self._head_chars
-        self._chars = 0
-        self._bytes_left = max_bytes
-        self._flooded = flooded
-        self._loop.add_reader(pipe, self._read)
-
-    def _read(self) -> None:
-        data = os.read(self._pipe.fileno(), _READ_BYTES)
-        self._keep(self._decode(data, not data))
-        self._bytes_left -= len(data)
-        if not data:
-            self.close()
-        elif self._bytes_left < 0:
-            self._loop.remove_reader(self._pipe)  # not closed: it would complain of a broken pipe before it is killed
-            if not self._flooded.done():
-                self._flooded.set_result(None)
-
-    def _keep(self, text: str) -> None:
-        self._chars += len(text)
-        room = self._head_chars - len(self._head)
-        self._head += text[:room]
-        self._tail = (self._tail + text[room:])[-self._tail_chars :]
-
-    def text(self) -> str:
-        """Return what was read, or its head and tail and how many characters are cut between them."""
-        cut = self._chars - len(self._head) - len(self._tail)
-        if not cut:
-            return self._head + self._tail
-        return f"{self._head}\n[... {cut:,} characters cut ...]\n{self._tail}"
-
-    def close(self) -> None:
-        """Stop reading; what still writes gets SIGPIPE."""
-        if not self.ended.done():
-            self._loop.remove_reader(self._pipe)
-            self._pipe.close()
-            self.ended.set_result(None)

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from agent_fsm.tools.processes import watch
+
 __all__ = ["MAX_LINE_BYTES", "Child", "child_environment"]
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
@@ -35,7 +37,6 @@ _FLOOD_BYTES, _FLOOD_S = 16 * 1024 * 1024, 0.05
 _STDIN_GRACE_S = 1.0
 _TERM_GRACE_S = 0.5
 _REAP_S = 0.25
-_POLL_S = 0.02
 _MAX_ROUNDS = 10
 
 _INHERITED = (
@@ -87,7 +88,7 @@ class Child:
         """True once nothing more will come."""
         self.why_ended = ""
         """Why not, unless that is because the process has ended."""
-        self._unwatch = _watch(self._process.pid, self._process, self._on_exit)
+        self._unwatch = watch(self._process, self._on_exit)
         self._lines = _Lines(_pipe(self._process.stdout), wanted, self._on_end)
         self._stderr = _Tail(_pipe(self._process.stderr))
         self._stdin = _Writer(_pipe(self._process.stdin))
@@ -176,53 +177,6 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None  # PIPE was asked for
     os.set_blocking(pipe.fileno(), False)
     return pipe
-
-
-def _watch(pid: int, process: "subprocess.Popen[bytes]", tell: Callable[[], None]) -> Callable[[], object]:
-    """Call *tell* once the process has ended, which is then not reaped; return what stops the watch."""
-    loop = asyncio.get_running_loop()
-    try:
-        pidfd = os.pidfd_open(pid)
-    except (AttributeError, OSError):  # not Linux, an old kernel, or no descriptor left
-        return _poll(process, tell)
-
-    def stop() -> None:
-        nonlocal pidfd
-        if pidfd >= 0:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            pidfd = -1
-
-    def ended() -> None:
-        stop()
-        tell()
-
-    loop.add_reader(pidfd, ended)
-    return stop
-
-
-def _poll(process: "subprocess.Popen[bytes]", tell: Callable[[], None]) -> Callable[[], object]:
-    """Do what `_watch` does by asking every `_POLL_S` seconds."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def look() -> None:
-        nonlocal timer
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        try:
-            ended = os.waitid(os.P_PID, process.pid, options) is not None
-        except ChildProcessError:
-            ended = True
-        timer = None if ended else loop.call_later(_POLL_S, look)
-        if ended:
-            tell()
-
-    def stop() -> None:
-        if timer is not None:
-            timer.cancel()
-
-    timer = loop.call_later(_POLL_S, look)
-    return stop
 
 
 def _kill_marked(mark: str) -> None:
