@@ -4,6 +4,7 @@ What is installed is kept in pytest's cache, by what is to be installed, and so 
 """
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO
@@ -50,6 +51,12 @@ def npm_installed(folder: Path, cache: pytest.Cache) -> Path:
     sources = sorted(path for path in folder.iterdir() if path.is_file())
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.name.startswith("package")))
     copy = cache.mkdir(f"npm-{folder.name}-{wanted.hexdigest()[:12]}")
+    with (copy / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        return _installed(copy, sources)
+
+
+def _installed(copy: Path, sources: Sequence[Path]) -> Path:
     for path in sources:
         shutil.copy(path, copy)
     if not (copy / "installed").exists():
