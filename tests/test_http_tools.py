@@ -580,6 +580,7 @@ def test_no_part_of_a_token_is_left_where_a_text_is_cut(lead: int) -> None:
 
 def test_a_token_in_the_base_url_is_never_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="httpx")  # LiteLLM makes it quieter once it is imported
 
     with ToolsGateway() as gateway:
         result = call(HttpToolsInvoker(gateway.url.replace("//", "//ann:secret-word@")))
