@@ -19,16 +19,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from attrs import field, frozen
+from attrs import frozen
 
-__all__ = ["Outcome", "Program", "Stream", "run", "start", "watch"]
+__all__ = ["Excerpt", "Outcome", "Program", "Stream", "run", "start", "watch"]
 
 _GRACE_S = 0.1
 """Seconds that the pipes may stay open after the process has ended: its children may be about to write."""
 _REAP_S = 0.15
 """Seconds to wait for a killed process to be gone; the memory of a large one takes the kernel a while."""
 _POLL_S = 0.01
-_CHECK_S = 0.2
 _READ_BYTES = 65_536
 
 
@@ -43,8 +42,6 @@ class Program:
     """Where it starts; None: where we are."""
     pass_fds: Sequence[int] = ()
     """Descriptors of ours that it inherits, under the same numbers."""
-    excess: Callable[[], str] | None = field(default=None, kw_only=True)
-    """Asked five times a second, in the event loop's thread: why the process must be killed, empty if it need not."""
 
 
 @frozen
@@ -82,7 +79,6 @@ async def run(program: Program, *, timeout_s: float, keep_chars: int, max_bytes:
     with ExitStack() as closing:
         try:
             closing.callback(watch(process, lambda: _settle(exited)))
-            closing.callback(_check(program.excess, stopped))
             meter = _Meter(max_bytes, stopped)
             streams = [Stream(pipe, keep_chars, meter.count) for pipe in (process.stdout, process.stderr)]
             for stream in streams:
@@ -151,6 +147,30 @@ def watch(process: "subprocess.Popen[bytes]", tell: Callable[[], None]) -> Calla
     return stop
 
 
+class Excerpt:
+    """The head and the tail, of `keep_chars` characters together, of a text that comes piece by piece."""
+
+    def __init__(self, keep_chars: int) -> None:
+        self._head, self._tail = "", ""
+        self._head_chars = keep_chars // 2
+        self._tail_chars = keep_chars - self._head_chars
+        self._chars = 0
+
+    def add(self, text: str) -> None:
+        """Take the next piece."""
+        self._chars += len(text)
+        room = self._head_chars - len(self._head)
+        self._head += text[:room]
+        self._tail = (self._tail + text[room:])[-self._tail_chars :]
+
+    def text(self) -> str:
+        """Return the whole, or its head and tail and how many characters are cut between them."""
+        cut = self._chars - len(self._head) - len(self._tail)
+        if not cut:
+            return self._head + self._tail
+        return f"{self._head}\n[... {cut:,} characters cut ...]\n{self._tail}"
+
+
 class Stream:
     """One output pipe of a process: read as it comes, so that the writer never waits; head and tail are kept.
 
@@ -167,33 +187,21 @@ class Stream:
         """Done once nothing more will come."""
         self._pipe = pipe
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._head, self._tail = "", ""
-        self._head_chars = keep_chars // 2
-        self._tail_chars = keep_chars - self._head_chars
-        self._chars = 0
+        self._excerpt = Excerpt(keep_chars)
         self._count = count
         self._loop.add_reader(pipe, self._read)
 
     def _read(self) -> None:
         data = os.read(self._pipe.fileno(), _READ_BYTES)
-        self._keep(self._decode(data, not data))
+        self._excerpt.add(self._decode(data, not data))
         if not data:
             self.close()
         elif not self._count(len(data)):
             self._loop.remove_reader(self._pipe)  # not closed: it would complain of a broken pipe before it is killed
 
-    def _keep(self, text: str) -> None:
-        self._chars += len(text)
-        room = self._head_chars - len(self._head)
-        self._head += text[:room]
-        self._tail = (self._tail + text[room:])[-self._tail_chars :]
-
     def text(self) -> str:
         """Return what was read, or its head and tail and how many characters are cut between them."""
-        cut = self._chars - len(self._head) - len(self._tail)
-        if not cut:
-            return self._head + self._tail
-        return f"{self._head}\n[... {cut:,} characters cut ...]\n{self._tail}"
+        return self._excerpt.text()
 
     def close(self) -> None:
         """Stop reading; what still writes gets SIGPIPE."""
@@ -229,56 +237,65 @@ def _why_failed(exited: "asyncio.Future[None]", stopped: "asyncio.Future[str]", 
     return "" if exited.done() else f"timed out after {timeout_s:g} s; the process group was killed"
 
 
-def _check(excess: Callable[[], str] | None, stopped: "asyncio.Future[str]") -> Callable[[], object]:
-    """Ask *excess* every `_CHECK_S` seconds and tell *stopped* of it; return what ends that."""
-
-    def look() -> bool:
-        why = "" if excess is None else excess()
-        if why and not stopped.done():
-            stopped.set_result(why)
-        return stopped.done()
-
-    return (lambda: None) if excess is None else _until(look, _CHECK_S)
-
-
 async def _kill(process: "subprocess.Popen[bytes]", exited: "asyncio.Future[None]") -> None:
     """Kill the process group and reap its leader, also if cancelled meanwhile."""
-    # The leader, even ended, is not reaped yet (where it can't be helped: perhaps it is): the group's number is still
-    # its own.
-    with suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM where only zombies are left
-        os.killpg(process.pid, signal.SIGKILL)
+    with ExitStack() as closing:
+        # The first process of a PID namespace is such a child: it is gone only when all others of the namespace are.
+        children = [] if exited.done() else [_gone(each, closing) for each in _children(process.pid)]
+        # The leader, even ended, is not reaped yet (where it can't be helped: perhaps it is): the group's number is
+        # still its own.
+        with suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM where only zombies are left
+            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            await asyncio.wait([exited, *children], timeout=_REAP_S)
+            process.poll()
+        except asyncio.CancelledError:  # the second one; the few milliseconds that are left are waited for in place
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_REAP_S)
+            raise
+
+
+def _children(pid: int) -> list[int]:
+    """Return pidfds of the processes that *pid*'s first thread has started; none where the system doesn't tell."""
     try:
-        await asyncio.wait([exited], timeout=_REAP_S)
-        process.poll()
-    except asyncio.CancelledError:  # the second one; the few milliseconds that are left are waited for in place
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_REAP_S)
-        raise
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    found = []
+    for child in listed:
+        with suppress(AttributeError, OSError):  # no pidfds, it has ended, or no descriptor left
+            found.append(os.pidfd_open(int(child)))
+    return found
+
+
+def _gone(pidfd: int, closing: ExitStack) -> "asyncio.Future[None]":
+    """Return a future that is done once that process has ended; *closing* ends the watch."""
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        loop.remove_reader(pidfd)
+        gone.set_result(None)
+
+    closing.callback(os.close, pidfd)
+    closing.callback(loop.remove_reader, pidfd)
+    loop.add_reader(pidfd, tell)
+    return gone
 
 
 def _poll(process: "subprocess.Popen[bytes]", tell: Callable[[], None]) -> Callable[[], object]:
     """Do what `watch` does by asking every `_POLL_S` seconds."""
-
-    def look() -> bool:
-        ended = _has_ended(process)
-        if ended:
-            tell()
-        return ended
-
-    return _until(look, _POLL_S)
-
-
-def _until(look: Callable[[], bool], every_s: float) -> Callable[[], object]:
-    """Call *look* every so many seconds until it says True; return what ends that."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
-    def again() -> None:
+    def look() -> None:
         nonlocal timer
-        if not look():
-            timer = loop.call_later(every_s, again)
+        if _has_ended(process):
+            tell()
+        else:
+            timer = loop.call_later(_POLL_S, look)
 
-    timer = loop.call_later(every_s, again)
+    timer = loop.call_later(_POLL_S, look)
     return lambda: timer.cancel()  # noqa: PLW0108 - the timer is another one each time
 
 
