@@ -242,16 +242,13 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
     Not the loop's executor: it joins its threads when the loop or the interpreter ends, however long they hang.
     """
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
     context = copy_context()
+    given: list[tuple[Any, Exception | None]] = []
 
-    def settle(value: Any, error: BaseException | None) -> None:
-        if done.done():  # the call was given up
-            return
-        if error is None:
-            done.set_result(value)
-        else:
-            done.set_exception(error)
+    def settle() -> None:
+        if not done.done():  # else the call was given up
+            done.set_result(None)
 
     def run() -> None:
         value, failure = None, None
@@ -261,11 +258,20 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
             failure = error if not isinstance(error, StopIteration) else RuntimeError(_told(error))
         except BaseException as error:  # noqa: BLE001 - and a SystemExit in a tool must end the call, not the thread
             failure = RuntimeError(_told(error))
+        given.append((value, failure))
         with contextlib.suppress(RuntimeError):  # the loop was closed while this went on
-            loop.call_soon_threadsafe(settle, value, failure)
+            loop.call_soon_threadsafe(settle)
 
     threading.Thread(target=run, name="agent_fsm tool", daemon=True).start()
-    return await done
+    try:
+        await done
+    except asyncio.CancelledError:
+        if not given:  # else the function was done before the loop had a turn to hear of it, and that is no loss
+            raise
+    value, failure = given[0]
+    if failure is not None:
+        raise failure
+    return value
 
 
 def _unless_awaitable(value: Any) -> Any:
