@@ -260,7 +260,7 @@ class Server:
         in_a_row = 0
         ready_once = False
         try:
-            await _load_wire()
+            await _load_wire(unless=stop)
             while not stop.done():
                 seconds, why = await self._live(stop)
                 if stop.done():
@@ -459,9 +459,9 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield from _leaves(each)
 
 
-async def _load_wire() -> Any:
-    """Return the module that speaks to servers. Its libraries take a second or two to import: in a thread, so that
-    what else runs on this loop goes on."""
+async def _load_wire(unless: "asyncio.Future[None] | None" = None) -> Any:
+    """Return the module that speaks to servers; None if *unless* is done before it is there. Its libraries take a
+    second or two to import: in a thread, so that what else runs on this loop goes on."""
     if _loaded:
         return _loaded[0]
     loop = asyncio.get_running_loop()
@@ -483,7 +483,11 @@ async def _load_wire() -> Any:
             return
 
     threading.Thread(target=load, name="agent-fsm-import-mcp", daemon=True).start()
-    await done
+    await (done if unless is None else asyncio.wait({done, unless}, return_when=asyncio.FIRST_COMPLETED))
+    if not done.done():
+        done.cancel()
+        return None
+    done.result()  # raises what the import has
     return _loaded[0]
 
 
