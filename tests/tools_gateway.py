@@ -198,7 +198,11 @@ class Scripted:
                 self.answer(None)
 
             def do_POST(self) -> None:
-                self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                body = self.rfile.read(length := int(self.headers["Content-Length"]))
+                if len(body) < length:  # the client hung up in the middle of its request
+                    self.close_connection = True
+                    return
+                self.answer(json.loads(body))
 
             def answer(self, body: Any) -> None:
                 url = urlsplit(self.path)
