@@ -157,6 +157,10 @@ class AgentConfig(Limits):
     """Seconds that one call may take; beyond it, it is a failed result."""
     observation_chars: int = field(default=8_000, validator=_whole(100))
     """Characters of a tool result that the model is shown; of a longer one it sees head and tail."""
+    redact_secrets: bool = field(default=True, validator=_switch)
+    """Show `***` for secrets of the environment (the values of `*_KEY`, `*_TOKEN`, `*_SECRET`, `*_PASSWORD`, ...) and
+    for what has the shape of a known key, in all that comes from tools and in errors: before the model, an event, a log
+    or the result has it. The caller's messages and the model's replies stay as they are."""
     response_cache: str | None = field(default=None, validator=_redis_url, repr=_without_password)
     """URL of a redis server that keeps replies for a day, `redis://:password@host:6379/0`. The same request asked again
     is answered from there: its tokens count, its cost is 0. A server that is down costs a run half a second. Only

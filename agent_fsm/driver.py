@@ -8,6 +8,7 @@ to nothing.
 
 import asyncio
 import math
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
@@ -43,6 +44,7 @@ from agent_fsm.protocol import (
     Usage,
 )
 from agent_fsm.reading import finished, interrupted, read_field, read_outcome, read_reply, read_tools
+from agent_fsm.redaction import Redactor, environment_secrets, redactor
 from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Row
 
@@ -150,6 +152,7 @@ class AgentRun:
         self._call_tool: Callable[[dict[str, Any]], Any] = _no_tool
         self._tools_changed: Callable[[], bool] | None = None
         self._close_tools: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self._redact: Redactor | None = None
         self._on_event = _both(on_event, _logger() if log else None)
         self._clock = clock
         self._run = start(messages, self._config, table)
@@ -234,6 +237,7 @@ class AgentRun:
         if self._clock is None:
             self._clock = self._loop.time
         self._sleep = getattr(self._clock, "sleep", asyncio.sleep)
+        self._redact = _redactor(self._config)
         if self._tools is not None:
             for_run = getattr(self._tools, "for_run", None)
             self._tools = tools = self._tools if for_run is None else for_run()
@@ -430,13 +434,20 @@ class AgentRun:
         if isinstance(outcome, _Stop) or self._stop is not None:
             return self._interrupted()
         if isinstance(outcome, _Raised):
-            return ToolsUnavailable(self._now(), self._backend, _told(outcome.error))
+            return ToolsUnavailable(self._now(), self._backend, _told(outcome.error, self._redact))
         return self._listed(outcome)
 
     def _listed(self, outcome: object) -> ToolsListed | ToolsUnavailable:
         research = read_field(self._tools, "research_tools")
         missing = read_field(self._tools, "unavailable")
-        return read_tools(outcome, now=self._now(), backend=self._backend, research=research, unavailable=missing)
+        return read_tools(
+            outcome,
+            now=self._now(),
+            backend=self._backend,
+            research=research,
+            unavailable=missing,
+            redact=self._redact,
+        )
 
     async def _listed_anew(self, left: float) -> ToolsListed | None:
         """Return what the tool backend offers now if that has changed and it says so in time; None: go on as before."""
@@ -466,13 +477,14 @@ class AgentRun:
             return self._interrupted()
         self._stop = None
         if isinstance(outcome, _Raised):
-            return _model_failed(self._now(), outcome.error)
+            return _model_failed(self._now(), outcome.error, self._redact)
         return read_reply(
             outcome,
             now=self._now(),
             offered=run.names,
             max_calls=run.ledger.limits.max_tools_per_iter,
             turn=run.ledger.iterations,
+            redact=self._redact,
         )
 
     def _new_turn(self) -> _Turn:
@@ -545,10 +557,10 @@ class AgentRun:
 
     def _store(self, turn: _Turn, number: int, outcome: object) -> None:
         if isinstance(outcome, _Raised):
-            outcome = ToolResult(f"error: {_told(outcome.error)}", ok=False)
+            outcome = ToolResult(f"error: {_told(outcome.error, self._redact)}", ok=False)
         seconds = self._loop.time() - turn.started[number]
-        chars = self._config.observation_chars
-        turn.slots[number] = read_outcome(turn.calls[number], outcome, seconds=seconds, chars=chars)
+        chars, redact = self._config.observation_chars, self._redact
+        turn.slots[number] = read_outcome(turn.calls[number], outcome, seconds=seconds, chars=chars, redact=redact)
 
 
 _FOREIGN_CANCEL = "it was cancelled, but not by the run,"
@@ -606,16 +618,31 @@ async def _bounded(closing: "Collection[asyncio.Task[Any]]", seconds: float) -> 
 _OUR_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
 
 
-def _model_failed(now: float, error: Exception) -> ModelFailed:
+def _redactor(config: AgentConfig) -> Redactor | None:
+    """Return what redacts the secrets that the environment and *config* have now, and known shapes of keys."""
+    if not config.redact_secrets:
+        return None
+    secrets = environment_secrets(os.environ)
+    if config.completion_kwargs:
+        given = config.completion_kwargs
+        headers = given.get("extra_headers")
+        named = {**given, **headers} if isinstance(headers, Mapping) else given
+        secrets += environment_secrets({name: value for name, value in named.items() if isinstance(value, str)})
+    return redactor(secrets)
+
+
+def _model_failed(now: float, error: Exception, redact: Redactor | None) -> ModelFailed:
     if isinstance(error, ModelError):
         after = read_field(error, "retry_after")
         known = isinstance(after, int | float) and 0 < after <= sys.float_info.max  # false of NaN, too
-        return ModelFailed(now, read_field(error, "retryable") is True, _words(error), after if known else None)
-    return ModelFailed(now, not isinstance(error, _OUR_BUGS), _told(error))
+        words = _words(error) if redact is None else redact(_words(error))
+        return ModelFailed(now, read_field(error, "retryable") is True, words, after if known else None)
+    return ModelFailed(now, not isinstance(error, _OUR_BUGS), _told(error, redact))
 
 
-def _told(error: Exception) -> str:
-    return cut(f"{type(error).__name__}: {_words(error)}", 2_000)
+def _told(error: Exception, redact: Redactor | None) -> str:
+    words = _words(error) if redact is None else redact(_words(error))
+    return cut(f"{type(error).__name__}: {words}", 2_000)
 
 
 def _words(error: Exception) -> str:

@@ -31,6 +31,7 @@ from agent_fsm.protocol import (
     ToolsListed,
     ToolsUnavailable,
 )
+from agent_fsm.redaction import REDACTED, Redactor
 from agent_fsm.stagnation import Pair, novelty
 
 __all__ = [
@@ -56,7 +57,13 @@ _SHOWN_CHARS = 500
 
 
 def read_reply(
-    reply: object, *, now: float, offered: Collection[str], max_calls: int, turn: int = 0
+    reply: object,
+    *,
+    now: float,
+    offered: Collection[str],
+    max_calls: int,
+    turn: int = 0,
+    redact: Redactor | None = None,
 ) -> ModelReplied | ModelFailed:
     """Return what *reply* amounts to.
 
@@ -66,11 +73,13 @@ def read_reply(
         offered: names of the tools that exist.
         max_calls: calls that may be run; those beyond it are answered "not run".
         turn: what makes ids that we give unique in the run.
+        redact: what redacts an error in place of a reply; replies stay as they are, or the calls in them would not do
+            what they were made for.
     """
     whole = _fields({"content": reply} if isinstance(reply, str | bytes) else reply, _REPLY)
     message, finish = _message_of(whole)
     if message is None and whole.get("error"):
-        error = f"the provider sent an error instead of a reply: {_shown(whole['error'])}"
+        error = f"the provider sent an error instead of a reply: {_shown(whole['error'], redact)}"
         return ModelFailed(now, retryable=True, error=error)
     known = message or {}
     refusal = _refusal_of(known)
@@ -274,9 +283,10 @@ def _named(value: object) -> str:
     return f"[{type(value).__name__}]"
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, redact: Redactor | None = None) -> str:
     """Return what the model wrote, short enough to be shown to it again."""
-    return cut(_clean(value) if isinstance(value, str) else _as_json(value), _SHOWN_CHARS)
+    text = _clean(value) if isinstance(value, str) else _as_json(value)
+    return cut(text if redact is None else redact(text), _SHOWN_CHARS)
 
 
 _SURE = r"(?:sure|certain|confident|positive)"
@@ -413,6 +423,7 @@ def read_tools(
     backend: str,
     research: Collection[str] | None = None,
     unavailable: Sequence[str] | None = None,
+    redact: Redactor | None = None,
 ) -> ToolsListed | ToolsUnavailable:
     """Return the function tools in *listed*. What is none, or has an illegal name or a taken one, is left out.
 
@@ -422,6 +433,7 @@ def read_tools(
         backend: what to call it in an error.
         research: names of the tools that look things up; None: judge by name.
         unavailable: what the backend says of parts of it that could not be asked.
+        redact: what redacts all of it but the names of tools.
     """
     if not isinstance(listed, list | tuple):
         return ToolsUnavailable(now, backend, f"it answered with {_named(listed)} where a list of tools was expected")
@@ -429,13 +441,18 @@ def read_tools(
     size = 0
     for each in listed:
         name = _fields(_fields(each, ("function",)).get("function"), ("name",)).get("name")
-        if isinstance(name, str) and LEGAL_NAME.match(name) and name not in tools and (length := _json_size(each)):
-            tools[name] = each if each.get("type") == "function" else {**each, "type": "function"}
-            size += length + FRAME_TOKENS
+        if isinstance(name, str) and LEGAL_NAME.match(name) and name not in tools and (text := _encoded(each)):
+            tool = each
+            if redact is not None and redact(text) is not text:
+                tool = _redacted_tool(each, name, redact)
+                text = _encoded(tool)
+            tools[name] = tool if tool.get("type") == "function" else {**tool, "type": "function"}
+            size += len(text) + FRAME_TOKENS
     named = research if isinstance(research, list | tuple | set | frozenset | Mapping) else None
     looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
     missing = unavailable if isinstance(unavailable, list | tuple) else ()
-    told = tuple(cut(_text_of(each), _SHOWN_CHARS) for each in missing[:_SHOWN_MISSING])
+    said = [_text_of(each) for each in missing[:_SHOWN_MISSING]]
+    told = tuple(cut(each if redact is None else redact(each), _SHOWN_CHARS) for each in said)
     return ToolsListed(now, tuple(tools.values()), looks_up, size, told)
 
 
@@ -446,27 +463,35 @@ _SHOWN_MISSING = 100
 _encode = json.JSONEncoder(allow_nan=False).encode  # built once, like a decoder
 
 
-def _json_size(value: object) -> int:
-    """Return an upper bound of the tokens in a mapping that is to be sent; 0 if it can't be."""
+def _encoded(value: object) -> str:
+    """Return a mapping that is to be sent as JSON, which has at most a token a character; nothing if it can't be."""
     try:
         text = _encode(value)
         if "\\ud" in text:  # perhaps half a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, TypeError, RecursionError):
-        return 0
-    return len(text) if text.startswith("{") else 0
+        return ""
+    return text if text.startswith("{") else ""
+
+
+def _redacted_tool(tool: Mapping[str, Any], name: str, redact: Redactor) -> Mapping[str, Any]:
+    redacted = redact.json(tool, names=False)  # by its names it is called
+    return {**redacted, "function": {**redacted["function"], "name": name}}
 
 
 _RESULT = ("ok", "rc", "error", "stdout", "stderr")
 """The fields of a result that say what became of the call."""
 
 
-def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int) -> ToolResult:
+def read_outcome(
+    call: ToolCall, outcome: object, *, seconds: float, chars: int, redact: Redactor | None = None
+) -> ToolResult:
     """Return the result of *call*, given what its tool returned.
 
     A mapping, or a string that is a JSON object, with one of `ok`, `rc`, `stdout`, `stderr`, `error`, `text`, `result`,
     `answer` says itself whether it is a success: `ok` if it is a bool, else no `error` and an `rc` of 0 or none. Any
-    other string is the text of a success. More than *chars* characters are cut to head and tail.
+    other string is the text of a success. More than *chars* characters are cut to head and tail. What *redact* finds is
+    redacted before: half a secret would not be found. It does not change what counts as a success.
     """
     parts: tuple[Mapping[str, Any], ...] = ()
     structured: Any = None
@@ -479,8 +504,13 @@ def read_outcome(call: ToolCall, outcome: object, *, seconds: float, chars: int)
         text = _clean(outcome) if isinstance(outcome, str) else _text_of(outcome)
         told = _told(outcome)
         ok, rc = _verdict(told) if told else (True, None)
+    if redact is not None:
+        text = redact(text)
+        if parts or structured is not None:
+            parts = tuple(_redacted_json(parts, redact, ()))
+            structured = _redacted_json(structured, redact, REDACTED)
     shown = cut(text, chars) if text.strip() else "(no output)"
-    observation = "" if ok else _observation(told)
+    observation = "" if ok else _observation(told, redact)
     return ToolResult(shown, ok, rc, seconds, call.id, call.name, True, observation, parts, structured)
 
 
@@ -504,11 +534,21 @@ def _verdict(told: Mapping[str, Any]) -> tuple[bool, int | None]:
     return ok, _exit_code(rc)
 
 
-def _observation(told: Mapping[str, Any]) -> str:
+def _redacted_json(value: Any, redact: Redactor, otherwise: Any) -> Any:
+    """Return *value* redacted, or *otherwise* if it can't be looked through."""
+    try:
+        return redact.json(value)
+    except Exception:  # noqa: BLE001 # too deep; and a foreign mapping may raise anything
+        return otherwise
+
+
+def _observation(told: Mapping[str, Any], redact: Redactor | None) -> str:
     lines = []
     for key in ("error", "stdout", "stderr"):
         value = told.get(key)
         if isinstance(value, str) and value.strip():
+            if redact is not None:
+                value = redact(value)
             lines.append(f"  {key}: {'...' if len(value) > _TAIL_CHARS else ''}{value[-_TAIL_CHARS:]}")
     return _clean("\n".join(lines))
 

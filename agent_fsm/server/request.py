@@ -26,7 +26,7 @@ from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
 __all__ = ["OPERATOR_ONLY", "PASSED_ON", "Asked", "RunRequest", "admitted", "request_model"]
 
-OPERATOR_ONLY: Final = frozenset(("response_cache",))
+OPERATOR_ONLY: Final = frozenset(("response_cache", "redact_secrets"))
 """Fields of AgentConfig that no request may set."""
 
 PASSED_ON: Final = frozenset((
