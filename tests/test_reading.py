@@ -34,6 +34,9 @@ class Sour:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name) if name.startswith("__") else RuntimeError(name)
 
+    def __repr__(self) -> str:
+        return "Sour()"  # without an address: it is part of the names of tests
+
 
 class Played:
     """A run that a scripted model and a tool `add` have been through, seen to be valid all along."""
