@@ -120,6 +120,19 @@ for _ in range(10): threading.Thread(target=linger).start()
     ),
     Attack("closes its pipes and lingers", "deadline", "os.close(1); os.close(2); linger()", endless=True),
     Attack("starts itself anew for ever", "deadline", "os.execv(sys.executable, sys.orig_argv)", endless=True),
+    Attack(
+        "spins in all its processes",
+        "deadline",
+        """
+for _ in range(50):
+    try:
+        if not os.fork(): break
+    except OSError: break
+while True: pass
+""",
+        alone=True,
+        endless=True,
+    ),
     Attack("drips output", "deadline", "while True: os.write(1, b'.'); time.sleep(0.01)", endless=True),
 )
 
@@ -214,6 +227,19 @@ if started > 70: escaped(f"{started} threads")
         "signals",
         "for pid in (os.getppid(), WORKER, -os.getpgid(WORKER) if attempt(os.getpgid, WORKER) else 0):"
         " pid and attempt(os.kill, pid, signal.SIGURG)",
+        alone=True,
+    ),
+    Attack(
+        "has its parent signalled through a descriptor",
+        "signals",
+        """
+import fcntl
+for pid in (os.getppid(), WORKER):
+    reader, writer = os.pipe()
+    for action, value in ((fcntl.F_SETOWN, pid), (10, signal.SIGURG), (fcntl.F_SETFL, os.O_ASYNC)):
+        attempt(fcntl.fcntl, reader, action, value)
+    os.write(writer, b"x")
+""",
         alone=True,
     ),
     Attack(
@@ -353,6 +379,72 @@ if taken > 600 * 2**20: escaped(f"{taken >> 20} MiB")
 """,
         alone=True,
         timeout_s=3.0,
+    ),
+    Attack(
+        "has children take memory in socket buffers",
+        "memory",
+        """
+import fcntl
+for _ in range(50):
+    try:
+        if os.fork(): continue
+    except OSError: break
+    held = []
+    while len(held) < 120:
+        try: held.append(socket.socketpair())
+        except OSError: break
+        for end in held[-1]:
+            end.setblocking(False)
+            try:
+                while True: end.send(b"x" * 65536)
+            except BlockingIOError: pass
+    linger()
+linger()
+""",
+        alone=True,
+        timeout_s=3.0,
+        endless=True,
+    ),
+    Attack(
+        "takes memory in TCP buffers",
+        "memory",
+        """
+listener = socket.create_server(("127.0.0.1", 0), backlog=500)
+for _ in range(10):
+    if not os.fork():
+        held = []; taken = 0
+        while taken < 200 * 2**20:
+            try: held.append(socket.create_connection(listener.getsockname()))
+            except OSError: break
+            held[-1].setblocking(False)
+            try:
+                while True: taken += held[-1].send(b"x" * 2**18)
+            except BlockingIOError: pass
+        os.write(1, f"{taken >> 20} MiB\\n".encode())
+        linger()
+linger()
+""",
+        alone=True,
+        timeout_s=3.0,
+        endless=True,
+    ),
+    Attack(
+        "takes memory in extended attributes",
+        "memory",
+        """
+taken = 0
+for place in (os.getcwd(), "/tmp", "/dev/shm"):
+    for number in range(3000):
+        name = os.path.join(place, f"{TAG}-{number}")
+        try:
+            open(name, "w").close()
+            for which in "abcd":
+                os.setxattr(name, f"user.{which}", b"x" * 60_000)
+                taken += 60_000
+        except OSError: break
+if taken > 200 * 2**20: escaped(f"{taken >> 20} MiB")
+""",
+        alone=True,
     ),
     Attack(
         "takes memory in pipes",
@@ -646,7 +738,12 @@ for root in ("self/root", "self/cwd/../../../..", "thread-self/root", f"{os.getp
     Attack(
         "lists folders outside",
         "files",
-        "for place in (FOLDER, REPOSITORY, '/home', '/var/lib'): attempt(os.listdir, place) and escaped(place)",
+        """
+for place, inside in ((FOLDER, "secret.txt"), (REPOSITORY, "pyproject.toml"), ("/var/lib", "dpkg")):
+    if inside in (attempt(os.listdir, place) or ()): escaped(place)
+for pid in attempt(os.listdir, "/proc") or ():
+    if pid in (str(WORKER), str(VICTIM)): escaped(f"/proc/{pid}")
+""",
     ),
     Attack("writes a file outside", "files", "open(os.path.join(OPEN, TAG), 'w').write('x')"),
     Attack("changes a file outside", "files", "attempt(os.chmod, SECRET, 0o777); open(SECRET, 'a').write('x')"),

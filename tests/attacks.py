@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from tests.attack_snippets import ATTACKS, PRELUDE, Attack
 LEVELS = ("strict", "basic", "off")
 SLACK_S = 0.25
 """How much later its result may come."""
+GONE_S = 0.5
+"""How long processes that were killed may take to be gone, where all are busy with others."""
 SECRET = "CANARY_API_KEY"
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -49,6 +52,8 @@ NOBODY = 65534
 # lower (64 processes, 512 MiB, 64 MiB); the memory's is kept by looking, which lets some more pass.
 MOST_PROCESSES = 70
 MOST_MEMORY = 900 * 2**20
+MOST_MEMORY_OF_MACHINE = 1100 * 2**20
+"""Of all memory, what processes have mapped or not; higher, since others use the machine too."""
 MOST_DISK = 140 * 2**20
 MOST_RESULT_CHARS = 2_000_000
 
@@ -63,7 +68,7 @@ class Run:
     breaches: tuple[str, ...]
     """How it got through; nothing if it was stopped."""
     survivors: int
-    """Processes of it that were there when the result was."""
+    """Processes of it that were there `GONE_S` after its result."""
     over_s: float
     """Seconds between its deadline and its result; negative if it ended sooner."""
     tried: bool
@@ -263,7 +268,11 @@ def _of_call(tag: str) -> list[int]:
 
 
 def _end(which: Callable[[], list[int]]) -> int:
-    """Kill processes until there are none; return how many there were at first."""
+    """Kill processes until there are none; return how many were not about to go without that."""
+    for _ in range(round(GONE_S / 0.02)):
+        if not which():
+            return 0
+        time.sleep(0.02)
     first = len(which())
     for _ in range(200):
         pids = which()
@@ -284,13 +293,14 @@ class _Watch:
         self._known = set(descendants())
         self._shared = _meminfo()
         self._disk = _disk(Path(tempfile.gettempdir()))
-        self.processes, self.memory, self.disk = 0, 0, 0
+        self.processes, self.memory, self.machine, self.disk = 0, 0, 0, 0
 
     def look(self) -> None:
         mine = [pid for pid in descendants() if pid not in self._known]
         self.processes = max(self.processes, len(mine))
-        shared = sum(now - before for now, before in zip(_meminfo(), self._shared, strict=True))
-        self.memory = max(self.memory, sum(map(_resident, mine)), shared)
+        of_files, of_kernel, of_machine = (now - then for now, then in zip(_meminfo(), self._shared, strict=True))
+        self.memory = max(self.memory, sum(map(_resident, mine)), of_files + of_kernel)
+        self.machine = max(self.machine, of_machine)
         self.disk = max(self.disk, _disk(Path(tempfile.gettempdir())) - self._disk)
 
     async def keep_looking(self) -> None:
@@ -302,16 +312,17 @@ class _Watch:
         found = {
             f"{self.processes} processes": self.processes > MOST_PROCESSES,
             f"{self.memory >> 20} MiB of memory": self.memory > MOST_MEMORY,
+            f"{self.machine >> 20} MiB of the machine's memory": self.machine > MOST_MEMORY_OF_MACHINE,
             f"{self.disk >> 20} MiB of disk": self.disk > MOST_DISK,
         }
         return [what for what, much in found.items() if much]
 
 
-def _meminfo() -> tuple[int, int]:
-    """Return the bytes of memory that no process has mapped: in memory files, and in the kernel."""
+def _meminfo() -> tuple[int, int, int]:
+    """Return the bytes of memory in memory files, in the kernel, and of all that is in use."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     amounts = {name: int(amount) * 1024 for name, amount, *_ in lines}
-    return amounts["Shmem:"], amounts["SUnreclaim:"]
+    return amounts["Shmem:"], amounts["SUnreclaim:"], amounts["MemTotal:"] - amounts["MemAvailable:"]
 
 
 def _resident(pid: int) -> int:
@@ -442,20 +453,12 @@ def _words(said: Mapping[str, Any]) -> list[str]:
 # The worker
 
 
-async def _make_calls(attacks: Sequence[Attack], level: str, jobs: int) -> None:
+async def _make_calls(attacks: Sequence[Attack], level: str) -> None:
     canary, signals = os.environ[SECRET], Counter[int]()
     asyncio.get_running_loop().add_signal_handler(signal.SIGURG, lambda: signals.update([signal.SIGURG]))
     await _invoker_warmed(level)
-    free = asyncio.Semaphore(jobs)
-
-    async def one(attack: Attack) -> None:
-        async with free:
-            print(json.dumps(asdict(await make_call(attack, level, canary, signals))), flush=True)
-
-    await asyncio.gather(*(one(attack) for attack in attacks if not attack.alone))
     for attack in attacks:
-        if attack.alone:
-            await one(attack)
+        print(json.dumps(asdict(await make_call(attack, level, canary, signals))), flush=True)
 
 
 async def _invoker_warmed(level: str) -> None:
@@ -465,11 +468,11 @@ async def _invoker_warmed(level: str) -> None:
     await LocalMCPInvoker(**wanted).call_openai_tool({"function": {"name": "exec_python", "arguments": code}})
 
 
-def _work(level: str, names: Sequence[str], jobs: int) -> None:
+def _work(level: str, names: Sequence[str]) -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     by_name = {attack.name: attack for attack in ATTACKS}
     try:
-        asyncio.run(_make_calls([by_name[name] for name in names], level, jobs))
+        asyncio.run(_make_calls([by_name[name] for name in names], level))
         left = [str(path) for path in Path(tempfile.gettempdir()).iterdir()]
         print(json.dumps({"processes": _end(descendants), "files": left}), flush=True)
     finally:
@@ -497,7 +500,7 @@ def attacks_at(level: str, *, root: bool, only: str = "") -> list[Attack]:
 
 
 @contextmanager
-def _worker(level: str, names: Sequence[str], jobs: int, user: int | None) -> Iterator["subprocess.Popen[str]"]:
+def _worker(level: str, names: Sequence[str], user: int | None) -> Iterator["subprocess.Popen[str]"]:
     site = sysconfig.get_paths()["purelib"]
     folder = tempfile.mkdtemp(prefix="attacks-")
     with ExitStack() as closing:
@@ -507,6 +510,7 @@ def _worker(level: str, names: Sequence[str], jobs: int, user: int | None) -> It
         python = sys.executable if user is None else "/usr/bin/python3"
         if user is not None:
             os.chown(folder, user, user)
+        Path(folder).chmod(0o711)  # calls of root's have a uid of their own, and their folder at basic is in here
         # Nothing of our own environment: what gets through is printed.
         environment = {
             "HOME": folder,
@@ -517,7 +521,7 @@ def _worker(level: str, names: Sequence[str], jobs: int, user: int | None) -> It
             SECRET: f"canary-{secrets.token_hex(16)}",
         }
         worker = subprocess.Popen(
-            [python, "-m", "tests.attacks", "--worker", "--level", level, "--jobs", str(jobs), "--names", *names],
+            [python, "-m", "tests.attacks", "--worker", "--level", level, "--names", *names],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -535,18 +539,34 @@ def _worker(level: str, names: Sequence[str], jobs: int, user: int | None) -> It
             worker.wait()
 
 
-def run_attacks(level: str, attacks: Sequence[Attack], *, jobs: int = 8, user: int | None = None) -> Outcome:
-    """Make hostile calls at a level, *jobs* at a time, and return what came of them.
+def run_attacks(level: str, attacks: Sequence[Attack], *, workers: int = 4, user: int | None = None) -> Outcome:
+    """Make hostile calls at a level, and return what came of them.
+
+    Each worker makes one call after the other; a call that must be alone waits until only it is left.
 
     Raises:
-        RuntimeError: the worker ended before it was done.
+        RuntimeError: a worker ended before it was done.
     """
-    with _worker(level, [attack.name for attack in attacks], jobs, user) as worker:
+    together = [attack.name for attack in attacks if not attack.alone]
+    shares = [together[first::workers] for first in range(workers) if together[first::workers]]
+    alone = [attack.name for attack in attacks if attack.alone]
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = list(pool.map(lambda names: _run_worker(level, names, user), shares))
+    outcomes += [_run_worker(level, alone, user)] if alone else []
+    return Outcome(
+        runs=tuple(run for outcome in outcomes for run in outcome.runs),
+        processes=sum(outcome.processes for outcome in outcomes),
+        files=tuple(name for outcome in outcomes for name in outcome.files),
+    )
+
+
+def _run_worker(level: str, names: Sequence[str], user: int | None) -> Outcome:
+    with _worker(level, names, user) as worker:
         assert worker.stdout is not None
         *lines, last = [json.loads(line) for line in worker.stdout] or [{}]
     if "processes" not in last:
-        made = [*lines, last]
-        raise RuntimeError(f"the worker ended after {len(made)} calls; the last was {made[-1].get('name')!r}")
+        made = len(lines) + bool(last)
+        raise RuntimeError(f"a worker ended after {made} calls; the next was {names[made]!r}")
     runs = tuple(Run(**{**line, "breaches": tuple(line["breaches"])}) for line in lines)
     return Outcome(runs, last["processes"], tuple(last["files"]))
 
@@ -609,21 +629,21 @@ def main() -> None:
     parser.add_argument("--level", choices=LEVELS, help="only this one")
     parser.add_argument("--only", default="", help="attacks with this in their names")
     parser.add_argument("--calls", type=int, default=0, help="go round until so many calls are made")
-    parser.add_argument("--jobs", type=int, default=8, help="calls at a time")
+    parser.add_argument("--workers", type=int, default=4, help="calls at a time")
     parser.add_argument("--nobody", action="store_true", help="as an ordinary user, if started as root")
     parser.add_argument("--table", action="store_true", help="print the tables")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--names", nargs="*", default=[], help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
-        _work(asked.level, asked.names, asked.jobs)
+        _work(asked.level, asked.names)
         return
     user = NOBODY if asked.nobody else None
     outcomes = {}
     for level in (asked.level,) if asked.level else LEVELS if asked.table else LEVELS[:1]:
         attacks = attacks_at(level, root=os.getuid() == 0 and user is None, only=asked.only)
         rounds = attacks * -(-(asked.calls or 1) // len(attacks))
-        outcomes[level] = outcome = run_attacks(level, rounds[: asked.calls or None], jobs=asked.jobs, user=user)
+        outcomes[level] = outcome = run_attacks(level, rounds[: asked.calls or None], workers=asked.workers, user=user)
         reached = dict(Counter(run.level for run in outcome.runs))
         print(f"{level} (reached: {reached}): {distribution(outcome.runs)}")
         print(f"left: {outcome.processes} processes, files {outcome.files}")
