@@ -53,7 +53,7 @@ __all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "
 GRACE_SECONDS = 0.1
 """How long interrupted code may take to clean up before it is abandoned."""
 _CLOSING_S = 2.0
-"""Seconds that tools may take to close after a run that has them left; after one that has not, it is the grace."""
+"""Seconds that tools may take to close after a run that has them left; after one that has not, it is half the grace."""
 
 Clock: TypeAlias = Callable[[], float]
 """Returns seconds from any fixed point. If it has an async method `sleep(seconds)`, retries wait by that."""
@@ -318,7 +318,8 @@ class AgentRun:
             ledger = self._run.ledger
             left = ledger.limits.max_wallclock_seconds - (self._clock() - self._began)  # type: ignore[misc] # set by now
             hurried = self._cancelled or left < GRACE_SECONDS
-            await _bounded(closing, GRACE_SECONDS if hurried else min(left, _CLOSING_S))
+            # Half the grace, and as much to end in: code that was abandoned may have had all of it already
+            await _bounded(closing, GRACE_SECONDS / 2 if hurried else min(left, _CLOSING_S))
 
     def _take(self, event: Event) -> None:
         self._run = run = step(self._run, event)
