@@ -32,6 +32,28 @@ def test_an_example_runs_as_it_stands(example: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_command_that_uses_two_mcp_servers_does() -> None:
+    command = re.search(r"^.*--mcp-config.*$", README, re.MULTILINE)
+    assert command is not None
+    run = command[0].rpartition("&& ")[2].removeprefix(".venv/bin/")
+    if not (ROOT / ".venv/bin/python").exists():
+        pytest.skip("its servers are started by .venv/bin/python")
+
+    done = subprocess.run(
+        f"{Path(sys.executable).parent}/{run}",
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"CallTools  (\w+) ok", done.stdout) == ["time__convert_time", "git__git_branch"]
+
+
 def test_every_setting_stands_there_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", README, re.MULTILINE))
     config = AgentConfig()
