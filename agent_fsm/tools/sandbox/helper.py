@@ -265,7 +265,8 @@ def _private_folders(config: "Config") -> list[tuple[str, int]]:
     """Return the folders that may be written to: parts of one file system, so that its size bounds them all."""
     uid = config["inner_uid"]
     os.mkdir("scratch")
-    options = f"size={config['disk_bytes']},nr_inodes={config['files'] + 8},mode=0755,uid={uid},gid={uid}"
+    inodes = config["files"] + 1 + len(config["private"])
+    options = f"size={config['disk_bytes']},nr_inodes={inodes},mode=0755,uid={uid},gid={uid}"
     kernel.mount("tmpfs", "scratch", options, kernel.NO_SUID | kernel.NO_DEVICES)
     trees = []
     for number, (target, mode) in enumerate(config["private"]):
@@ -307,7 +308,7 @@ def _supervise(config: "Config", alive: tuple[int, ...]) -> None:
         _become(config, failed)
     os.close(failed)
     status, killed_for = _watch(config, pid, alive)
-    _kill_all(config, pid)
+    _kill_all()
     error = os.read(started, 4096)
     kept, note = _collect(config) if config["keep"] and config["level"] == "strict" else ({}, "")
     told = (killed_for, error.decode(errors="replace"), note)
@@ -321,7 +322,6 @@ def _watch(config: "Config", pid: int, alive: tuple[int, ...]) -> tuple[int, str
     waiting = select.poll()
     for each in (*alive, os.pidfd_open(pid)):
         waiting.register(each, select.POLLIN)
-    killed_for = ""
     looked_at = time.monotonic()
     while True:
         ready = waiting.poll(_POLL_S * 1000)
@@ -329,12 +329,12 @@ def _watch(config: "Config", pid: int, alive: tuple[int, ...]) -> tuple[int, str
             _abandon(config)
         status = _reap(pid)
         if status is not None:
-            return status, killed_for
-        if config["watched"] and not killed_for and time.monotonic() - looked_at >= _POLL_S * 0.9:
+            return status, ""
+        if config["watched"] and time.monotonic() - looked_at >= _POLL_S * 0.9:
             looked_at = time.monotonic()
-            killed_for = _exceeded(config)
-            if killed_for:
-                _kill_all(config, pid, reap=False)
+            exceeded = _exceeded(config)
+            if exceeded:  # the caller kills it
+                return signals.SIGKILL, exceeded
 
 
 def _reap(pid: int) -> int | None:
@@ -358,12 +358,12 @@ def _abandon(config: "Config") -> "NoReturn":
     os._exit(_FAILED)
 
 
-def _kill_all(config: "Config", pid: int, *, reap: bool = True) -> None:
+def _kill_all() -> None:
     if os.getpid() == 1:  # else -1 would be every process of the user, or of the machine
         _kill(-1)
     else:
         _kill_descendants()
-    while reap:
+    while True:
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

@@ -279,7 +279,7 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
     mounts += [(each, _ATTRIBUTES["device"]) for each in _DEVICES if Path(each).exists()]
     namespaces = sum(spaces.values()) | (kernel.NEWUSER if spaces and who.own_namespace else 0)
     changed = who.uid if strict else who.outer_uid
-    own = 2 if strict else 1 if changed is not None else _own_processes() + 1
+    own = (2 if who.own_namespace else 1) if strict else 0 if changed is not None else _own_processes() + 1
     few = min(confinement.processes, 8)
     return {
         "level": confinement.level,
