@@ -120,7 +120,7 @@ _SOCKET, _SOCKETPAIR, _SETSOCKOPT = (41, 198), (53, 199), (54, 208)
 _NEW_NAMESPACE = 0x7E020000
 _F_SETPIPE_SZ, _TIOCSTI, _TIOCLINUX = 1031, 0x5412, 0x541C
 _SOL_SOCKET, _SO_SNDBUF, _SO_RCVBUF = 1, 7, 8
-_AF_UNIX, _SOCK_STREAM = 1, 1
+_AF_UNIX, _AF_NETLINK, _SOCK_STREAM, _NETLINK_ROUTE = 1, 16, 1, 0
 
 _Instruction = tuple[int, int, int, int]
 _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
@@ -156,7 +156,7 @@ def program(machine: str, *, families: tuple[int, ...], groups: bool, signals: b
     code += _when(_FCNTL[column], _none_of(1, (_F_SETPIPE_SZ,), errno.EPERM))
     code += _when(_IOCTL[column], _none_of(1, (_TIOCSTI, _TIOCLINUX), errno.EPERM))
     code += _when(_SETSOCKOPT[column], _buffers_stay())
-    code += _when(_SOCKET[column], _one_of(0, families, errno.EAFNOSUPPORT))
+    code += _when(_SOCKET[column], _only_routes() + _one_of(0, families, errno.EAFNOSUPPORT))
     if _AF_UNIX not in families:  # datagrams of a pair could be sent to any socket in the file system
         stream = [_argument(1), (_AND, 0, 0, 0xF), (_EQUAL, 1, 0, _SOCK_STREAM), _fail(errno.EPERM), _give(_ALLOW)]
         code += _when(_SOCKETPAIR[column], stream)
@@ -188,6 +188,12 @@ def _when(number: int | None, block: list[_Instruction]) -> list[_Instruction]:
 def _one_of(index: int, values: Iterable[int], error: int) -> list[_Instruction]:
     allowed = [each for value in values for each in ((_EQUAL, 0, 1, value), _give(_ALLOW))]
     return [_argument(index), *allowed, _fail(error)]
+
+
+def _only_routes() -> list[_Instruction]:
+    """Return the code that refuses netlink sockets but those that libraries look up interfaces with."""
+    wrong = [_argument(2), (_EQUAL, 1, 0, _NETLINK_ROUTE), _fail(errno.EPROTONOSUPPORT)]
+    return [_argument(0), (_EQUAL, 0, len(wrong), _AF_NETLINK), *wrong]
 
 
 def _none_of(index: int, values: Iterable[int], error: int) -> list[_Instruction]:
