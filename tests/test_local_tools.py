@@ -1,4 +1,7 @@
-"""What local tools promise: a deadline, bounded output, a clean environment, and nothing left running."""
+"""What local tools promise: a deadline, bounded output, a clean environment, and nothing left running.
+
+At the level that holds here, unless a test names one. What contains them has tests of its own.
+"""
 
 import asyncio
 import json
@@ -8,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +23,14 @@ import pytest
 from agent_fsm.errors import ConfigError
 from agent_fsm.protocol import ToolInvoker, ToolResult
 from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
+from agent_fsm.tools.sandbox import Level, probe
 
 SLACK_S = 2.0
 """What a busy machine may add to a deadline. Every process that must not delay a result sleeps far longer."""
 FOREVER_S = 60
+HERE = probe().level
+LEVELS: tuple[Level, ...] = ("strict", "off")
+needs_strict = pytest.mark.skipif(HERE != "strict", reason=f"only level {HERE} holds here: {probe().why}")
 
 REFUSED = [
     ("exec_python", {}, "code is missing"),
@@ -86,17 +95,31 @@ def shell(command: str, invoker: LocalMCPInvoker | None = None, **more: Any) -> 
     return finish(tools.call_openai_tool(tool_call("exec_shell", {"cmd": command, **more})))[1]
 
 
-def lives(pid: int) -> bool:
-    """Return whether the process runs; one that is dead and not reaped (by a container's init) does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    try:
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def at(level: Level, **more: Any) -> LocalMCPInvoker:
+    if level == "strict" != HERE:
+        pytest.skip(f"only level {HERE} holds here: {probe().why}")
+    return LocalMCPInvoker(sandbox=level, **more)
+
+
+def running(token: str) -> list[int]:
+    """Return the processes of this machine that have *token* among their arguments; what is dead has none left."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and token.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+@pytest.fixture
+def token() -> Any:
+    """A word by which the processes of a test are found, in whatever namespace; none of them outlives the test."""
+    word = f"token{uuid.uuid4().hex}"
+    yield word
+    for pid in running(word):
+        os.kill(pid, signal.SIGKILL)
 
 
 def within_slack(claim: Callable[[], bool]) -> bool:
@@ -110,18 +133,13 @@ def open_descriptors() -> list[Path]:
     return sorted(Path("/dev/fd").iterdir())
 
 
-def kill_if_alive(pid_file: Path) -> None:
-    if pid_file.exists() and lives(int(pid_file.read_text())):
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
-
-
-def starts_sleeper(pid_file: Path, *, new_session: bool) -> str:
-    """Return code that starts a process which holds our pipes for ever, and writes down its pid."""
+def starts_sleeper(token: str, *, new_session: bool = False, quiet: bool = False) -> str:
+    """Return code that starts a process which lives for ever, and holds our pipes unless it is quiet."""
     return f"""
-import pathlib, subprocess, sys, time
-sleep = [sys.executable, "-c", "import time; time.sleep({FOREVER_S})"]
-sleeper = subprocess.Popen(sleep, start_new_session={new_session})
-pathlib.Path({str(pid_file)!r}).write_text(str(sleeper.pid))
+import os, subprocess, sys, time
+sleep = [sys.executable, "-S", "-c", "import time; time.sleep({FOREVER_S})", {token!r}]
+pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) if {quiet} else {{}}
+subprocess.Popen(sleep, start_new_session={new_session}, **pipes)
 print("started", flush=True)
 """
 
@@ -147,7 +165,9 @@ def in_a_strict_process(code: str) -> str:
 def test_python_prints_and_succeeds() -> None:
     result, said = finish(LocalMCPInvoker().call_openai_tool(tool_call("exec_python", {"code": "print('hello')"})))
 
-    assert said == {"ok": True, "rc": 0, "stdout": "hello\n", "stderr": "", "seconds": result.seconds}
+    assert said == {"ok": True, "rc": 0, "stdout": "hello\n", "stderr": "", "seconds": result.seconds} | {
+        "sandbox": HERE
+    }
 
 
 def test_a_failure_has_its_code_and_a_traceback_with_source_lines() -> None:
@@ -310,80 +330,76 @@ def test_a_process_that_ignores_or_is_stopped_dies_all_the_same(deaf: str) -> No
     assert said["rc"] == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("new_session", [False, True])
 @pytest.mark.parametrize("ends_first", [False, True])
-def test_a_grandchild_that_holds_the_pipe_delays_nothing(new_session: bool, ends_first: bool, tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    code = starts_sleeper(pid_file, new_session=new_session) + ("" if ends_first else f"time.sleep({FOREVER_S})")
+def test_a_grandchild_that_holds_the_pipe_delays_nothing(
+    level: Level, new_session: bool, ends_first: bool, token: str
+) -> None:
+    tools = at(level)
+    code = starts_sleeper(token, new_session=new_session) + ("" if ends_first else f"time.sleep({FOREVER_S})")
     started = time.monotonic()
+
+    said = python(code, tools, timeout_s=1.5)
+
+    assert time.monotonic() - started < 1.5 + SLACK_S
+    assert ends_first is said["ok"]
+    assert said["stdout"] == "started\n"
+    if level == "strict" or not new_session:  # nothing but containment holds one that has left the group
+        assert within_slack(lambda: not running(token))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_process_left_in_the_background_is_killed_even_if_it_holds_no_pipe(level: Level, token: str) -> None:
+    tools = at(level)
+
+    said = python(starts_sleeper(token, quiet=True), tools)
+
+    assert said["ok"]
+    assert within_slack(lambda: not running(token))
+
+
+def test_what_a_test_would_find_running_is_found(token: str) -> None:
+    sleeper = subprocess.Popen(
+        [sys.executable, "-S", "-c", f"import time; time.sleep({FOREVER_S})", token], stdin=subprocess.DEVNULL
+    )
     try:
-        said = python(code, timeout_s=1)
-
-        assert time.monotonic() - started < 1 + SLACK_S
-        assert ends_first is said["ok"]
-        assert said["stdout"] == "started\n"
-        if not new_session:  # one that left the group is a matter of containment
-            assert within_slack(lambda: not lives(int(pid_file.read_text())))
+        assert within_slack(lambda: [sleeper.pid] == running(token))
     finally:
-        kill_if_alive(pid_file)
-
-
-def test_a_process_left_in_the_background_is_killed_even_if_it_holds_no_pipe(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    code = f"""
-import pathlib, subprocess, sys
-quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep({FOREVER_S})"], **quiet)
-pathlib.Path({str(pid_file)!r}).write_text(str(sleeper.pid))
-"""
-    try:
-        said = python(code)
-
-        assert said["ok"]
-        assert within_slack(lambda: not lives(int(pid_file.read_text())))
-    finally:
-        kill_if_alive(pid_file)
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_child_may_still_write_just_after_its_parent_has_ended() -> None:
     assert python("import subprocess; subprocess.Popen(['echo', 'last words'])")["stdout"] == "last words\n"
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("cancels", [1, 2])
-def test_a_cancelled_call_leaves_no_process_and_no_folder(cancels: int, tmp_path: Path) -> None:
-    pids, scratch = tmp_path / "pids", tmp_path / "scratch"
-    scratch.mkdir()
-    code = (
-        starts_sleeper(tmp_path / "pid", new_session=False)
-        + f"""
-import os
-pathlib.Path({str(pids)!r}).write_text(f"{{os.getpid()}} {{os.getcwd()}}")
-time.sleep({FOREVER_S})
-"""
-    )
+def test_a_cancelled_call_leaves_no_process_and_no_folder(
+    level: Level, cancels: int, token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tools = at(level)
+    code = starts_sleeper(token) + "os.execv(sys.executable, sleep)"
 
     async def main() -> float:
-        call = tool_call("exec_python", {"code": code})
-        running = asyncio.ensure_future(LocalMCPInvoker().call_openai_tool(call))
-        while not pids.exists() or not pids.read_text():  # noqa: ASYNC110 # the child can tell us by file only
+        call = asyncio.ensure_future(tools.call_openai_tool(tool_call("exec_python", {"code": code})))
+        while len(running(token)) < 2 and not call.done():  # noqa: ASYNC110 # no child can tell us
             await asyncio.sleep(0.01)
         started = time.monotonic()
         for _ in range(cancels):
-            running.cancel()
+            call.cancel()
             await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
-            await running
+            await call
         return time.monotonic() - started
 
-    try:
-        seconds = asyncio.run(main())
-        pid, folder = pids.read_text().split(maxsplit=1)
+    seconds = asyncio.run(main())
 
-        assert seconds < SLACK_S
-        assert within_slack(lambda: not lives(int(pid)) and not lives(int((tmp_path / "pid").read_text())))
-        assert not Path(folder).exists()
-    finally:
-        kill_if_alive(tmp_path / "pid")
+    assert seconds < SLACK_S
+    assert within_slack(lambda: not running(token))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cancels", [1, 2])
@@ -413,22 +429,19 @@ for steps in range(6):
     assert in_a_strict_process(code) == ""
 
 
-def test_the_working_folder_is_empty_private_and_gone_afterwards() -> None:
-    folders = [
-        json.loads(python("import json, os; open('x', 'w'); print(json.dumps([os.getcwd(), os.listdir()]))")["stdout"])
-        for _ in range(2)
-    ]
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("ending", ["", f"; import time; time.sleep({FOREVER_S})"])
+def test_the_working_folder_is_empty_private_and_gone_afterwards(
+    level: Level, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tools = at(level)
+    code = "import os; os.makedirs('d' * 200 + '/e'); open('x', 'w'); print(sorted(os.listdir()))" + ending
 
-    assert [sorted(names) for _, names in folders] == [["script.py", "x"]] * 2
-    assert folders[0][0] != folders[1][0]
-    assert not any(Path(folder).exists() for folder, _ in folders)
+    shown = [python(code, tools, timeout_s=1.5)["stdout"] for _ in range(2)]
 
-
-def test_the_working_folder_of_a_killed_script_is_gone_too() -> None:
-    folder = python(f"import os, time; print(os.getcwd()); time.sleep({FOREVER_S})", timeout_s=0.5)["stdout"].strip()
-
-    assert folder
-    assert not Path(folder).exists()
+    assert shown == [f"{sorted(['d' * 200, 'script.py', 'x'])}\n"] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_timeout_above_the_ceiling_is_lowered_and_said_so() -> None:
@@ -616,11 +629,182 @@ def test_a_program_that_is_allowed_but_missing_is_a_failed_result() -> None:
         {"output_chars": 1},
         {"max_output_bytes": 2.5},
         {"env": {"A": 1}},
+        {"sandbox": "tight"},
+        {"require_sandbox": "most"},
+        {"require_sandbox": "strict", "sandbox": "basic"},
+        {"require_sandbox": "strict", "engine": "bwrap"},
+        {"require_sandbox": "strict", "python": "monty"},
+        {"network": 1},
+        {"read_paths": ["data"]},
+        {"write_paths": ["/data/../etc"]},
+        {"write_paths": "/data"},
+        {"memory_bytes": 0},
+        {"disk_bytes": 1.5},
+        {"processes": True},
+        {"packages": None},
+        {"keep_files": "*.txt"},
+        {"keep_files": ["*"], "engine": "bwrap"},
+        {"engine": "docker"},
+        {"engine": "bwrap", "sandbox": "off"},
+        {"python": "pypy"},
+        {"shell_arguments": {"git": ["log"]}},
+        {"shell_arguments": {"echo": "log"}},
+        {"shell_arguments": {"echo": ["("]}},
     ],
 )
 def test_a_setting_that_means_nothing_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         LocalMCPInvoker(**settings)
+
+
+# The sandbox
+
+
+@pytest.mark.parametrize("level", ["basic", "off"])
+def test_less_containment_can_be_asked_for_and_is_said(level: Level) -> None:
+    said = shell("echo hi", LocalMCPInvoker(sandbox=level))
+
+    assert said["sandbox"] == ("off" if HERE == "off" else level)
+
+
+@needs_strict
+def test_where_a_layer_is_missing_the_level_reached_is_said_and_less_than_required_refused() -> None:
+    without = partial(probe, frozenset({"namespaces"}))
+    allowed, strict_only = LocalMCPInvoker(probe=without), LocalMCPInvoker(probe=without, require_sandbox="strict")
+
+    said, refused = shell("echo hi", allowed), shell("echo hi", strict_only)
+
+    assert said["sandbox"] == refused["sandbox"] == without().level != "strict"
+    assert (refused["ok"], refused["rc"], refused["stdout"]) == (False, None, "")
+    for part in ("'strict' is required", "namespaces are missing", "What would help: "):
+        assert part in refused["error"]
+    with pytest.raises(RuntimeError, match="namespaces are missing"):
+        asyncio.run(strict_only.list_openai_tools())
+
+
+@needs_strict
+def test_what_is_required_and_holds_is_run() -> None:
+    assert shell("echo hi", LocalMCPInvoker(require_sandbox="strict"))["stdout"] == "hi\n"
+
+
+@needs_strict
+def test_a_call_that_takes_too_much_memory_is_killed_and_says_so() -> None:
+    tools = LocalMCPInvoker(memory_bytes=128 * 2**20)
+    code = """
+import os, time
+for _ in range(4):
+    if not os.fork():
+        taken = b"x" * (50 * 2**20)
+        time.sleep(20)
+time.sleep(20)
+"""
+
+    said = python(code, tools)
+
+    assert (said["ok"], said["error"]) == (False, "took more than 128 MiB of memory, so it was killed")
+
+
+@needs_strict
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("b'x' * 2**31", "a process has 512 MiB of memory here"),
+        ("open('x', 'wb').write(b'x' * 2**27)", "files may take 64 MiB here"),
+        ("import socket; socket.create_connection(('192.0.2.1', 80), 2)", "there is no network here"),
+    ],
+)
+def test_a_program_that_fails_at_a_bound_is_told_of_it(code: str, hint: str) -> None:
+    said = python(code)
+
+    assert not said["ok"]
+    assert hint in said["note"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_files_are_kept_where_that_is_asked_for(level: Level) -> None:
+    tools = at(level, keep_files=["*.txt", "**/*.bin"])
+    code = """
+import os
+os.mkdir("d")
+open("a.txt", "w").write("naïve")
+open("d/b.bin", "wb").write(b"\\0\\xff")
+open("other", "w").write("x")
+"""
+
+    result, said = finish(tools.call_openai_tool(tool_call("exec_python", {"code": code})))
+
+    assert said["files"] == {"a.txt": 6, "d/b.bin": 2}
+    assert [part["resource"] for part in result.parts] == [
+        {"uri": "sandbox:/a.txt", "mimeType": "text/plain", "text": "naïve"},
+        {"uri": "sandbox:/d/b.bin", "mimeType": "application/octet-stream", "blob": "AP8="},
+    ]
+
+
+@needs_strict
+def test_paths_that_are_opened_are_there_and_others_are_not(tmp_path: Path) -> None:
+    seen, written, hidden = (tmp_path / name for name in ("seen", "written", "hidden"))
+    for folder in (seen, written, hidden):
+        folder.mkdir()
+        folder.chmod(0o777)
+        (folder / "file").write_text("hello")
+    code = f"""
+import os
+print(open({str(seen / "file")!r}).read(), os.path.exists({str(hidden)!r}), os.path.exists("/etc/shadow"))
+open({str(written / "new")!r}, "w").write("made")
+open({str(seen / "new")!r}, "w")
+"""
+
+    said = python(code, LocalMCPInvoker(read_paths=[seen], write_paths=[written]))
+
+    assert said["stdout"] == "hello False False\n"
+    assert (written / "new").read_text() == "made"
+    assert "Read-only file system" in said["stderr"]
+    assert "[Errno 2]" in python(f"open({str(seen / 'file')!r})")["stderr"]
+
+
+@needs_strict
+def test_a_path_that_is_not_there_fails_the_call_and_says_so(tmp_path: Path) -> None:
+    said = shell("echo hi", LocalMCPInvoker(read_paths=[tmp_path / "gone"]))
+
+    assert (said["ok"], said["rc"]) == (False, None)
+    assert "No such file" in said["error"]
+
+
+def test_packages_are_there_unless_they_are_not_wanted() -> None:
+    assert python("import attrs")["ok"]
+    if HERE == "strict":
+        assert "No module named 'attrs'" in python("import attrs", LocalMCPInvoker(packages=False))["stderr"]
+
+
+def test_an_allowed_program_is_found_wherever_it_is(tmp_path: Path) -> None:
+    program = tmp_path / "tool"
+    program.write_text('#!/bin/sh\necho "ran $1"\n')
+    program.chmod(0o755)
+    tools = LocalMCPInvoker([str(program), "tool"], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+
+    assert shell(f"{program} well", tools)["stdout"] == "ran well\n"
+    assert shell("tool well", tools)["stdout"] == "ran well\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "ok"),
+    [
+        ("echo", True),
+        ("echo yes 12", True),
+        ("echo yes no", False),
+        ("echo 12x", False),
+        ("echo -n", False),
+        ("echo 'yes\n'", False),
+    ],
+)
+def test_arguments_must_match_a_rule_as_a_whole_where_there_are_rules(command: str, ok: bool) -> None:
+    tools = LocalMCPInvoker(["echo", "python"], shell_arguments={"echo": ["yes", r"\d+"]})
+
+    said = shell(command, tools)
+
+    assert ok is said["ok"]
+    if not ok:
+        assert "each argument must match one of these regular expressions as a whole: yes; \\d+" in said["error"]
 
 
 # What is offered
@@ -649,6 +833,22 @@ def test_the_model_is_told_what_it_may_do() -> None:
     assert "7 seconds" in described[0]
     assert "Allowed programs: echo, git. There is no shell" in described[1]
     assert "9 seconds" in described[1]
+
+
+@needs_strict
+def test_the_model_is_told_what_the_sandbox_lacks() -> None:
+    async def told(**settings: Any) -> str:
+        tools = await LocalMCPInvoker(**settings).list_openai_tools()
+        return " ".join(str(tool["function"]["description"]) for tool in tools)
+
+    closed = asyncio.run(told())
+    opened = asyncio.run(told(network=True, read_paths=["/data"], shell_arguments={"echo": ["a", "b"]}))
+
+    assert closed.count("none of this machine's files, no network") == 2
+    assert "no network" not in opened
+    assert "/data (read-only)" in opened
+    assert "echo (arguments: a | b)" in opened
+    assert "sandbox" not in asyncio.run(told(sandbox="off"))
 
 
 def test_no_shell_is_offered_where_no_program_is_allowed() -> None:

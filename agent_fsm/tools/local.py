@@ -1,44 +1,48 @@
-"""Local tools: Python code and allowed programs, each in a process that lives no longer than its call.
+"""Local tools: Python code and allowed programs, each contained in a process that lives no longer than its call.
 
-No containment: what runs has the rights of the user who runs it. What is promised is a deadline, bounded memory, a
-clean environment, and that no process of the call's process group is left when the result is there. A descendant
-that leaves the group (`setsid`) delays nothing, but survives.
-
-POSIX only: it needs process groups, and an event loop with `add_reader`.
+What contains them is `agent_fsm.tools.sandbox`, or bubblewrap. POSIX only: they need process groups, and an event loop
+with `add_reader`. Containment needs Linux; elsewhere what is promised is level "off": a deadline, bounded output, a
+clean environment, and that no process of the call's process group is left when the result is there.
 """
 
+import asyncio
 import json
 import math
 import os
 import re
-import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, get_args
 
 from attrs import Attribute, evolve, field, frozen
 
 from agent_fsm.errors import ConfigError
 from agent_fsm.protocol import ToolResult
+from agent_fsm.tools import bwrap, monty
+from agent_fsm.tools.asked import RefusedError, check_program, read_arguments, read_call, read_text, shown, split
+from agent_fsm.tools.kept import described, resource
 from agent_fsm.tools.processes import Outcome, Program, run
+from agent_fsm.tools.sandbox import Confinement, Level, Probe, Report, launch, python_argv
+from agent_fsm.tools.sandbox import probe as probe_here
 
 __all__ = ["EchoMCP", "LocalMCPInvoker"]
 
-_ENVIRONMENT = frozenset(("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SYSTEMROOT", "TERM", "TMPDIR", "TZ", "USER"))
-"""What children inherit of our environment, beside `LC_*`. Secrets have too many names for a list of what is denied."""
-_SHOWN_CHARS = 100
-"""Characters of the model's own words that a refusal repeats."""
+_ENVIRONMENT = ("LANG", "LANGUAGE", "TERM", "TZ")
+"""What contained processes inherit of our environment, beside `LC_*`. The sandbox has its own PATH, HOME and so on."""
+_RANKS: Mapping[str, int] = {"off": 0, "basic": 1, "bwrap": 1, "monty": 1, "strict": 2}
+"""What is said to have contained a call, and how much `require_sandbox` takes that for."""
+_HINTS = (
+    (re.compile(r"\bMemoryError\b|[Cc]annot allocate memory"), "a process has {memory} of memory here"),
+    (re.compile(r"No space left on device|File too large|Disk quota"), "files may take {disk} here"),
+    (re.compile(r"can't start new thread|Resource temporarily unavailable"), "there may be {processes} processes"),
+    (re.compile(r"Network is unreachable|[Nn]ame resolution|Name or service not known"), "there is no network here"),
+)
+"""What a failed program says when it has met a bound, and what the model is told then."""
 
-
-class _RefusedError(Exception):
-    """The call can't be run; says in words for the model why, and what would be right."""
-
-
-# The invokers
+# The fields
 
 
 def _positive(instance: object, attribute: "Attribute[Any]", value: object) -> None:
@@ -51,6 +55,19 @@ def _whole(instance: object, attribute: "Attribute[Any]", value: object) -> None
         raise ConfigError(f"{attribute.name} must be a whole number >= 2, not {value!r}")
 
 
+def _flag(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def _one_of(*values: object) -> Callable[[object, "Attribute[Any]", object], None]:
+    def check(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+        if value not in values:
+            raise ConfigError(f"{attribute.name} must be one of {', '.join(map(repr, values))}, not {value!r}")
+
+    return check
+
+
 def _programs(instance: object, attribute: "Attribute[Any]", value: object) -> None:
     if not isinstance(value, tuple):
         raise ConfigError(f"{attribute.name} must be a sequence of program names, not {value!r}")
@@ -59,32 +76,68 @@ def _programs(instance: object, attribute: "Attribute[Any]", value: object) -> N
             raise ConfigError(f"{attribute.name}: each must be one bare name or absolute path, not {entry!r}")
 
 
+def _paths(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{attribute.name} must be a sequence of absolute paths, not {value!r}")
+    for entry in value:
+        if not isinstance(entry, str) or not entry.startswith("/") or os.path.normpath(entry) != entry:
+            raise ConfigError(f"{attribute.name}: each must be absolute, without `..`, not {entry!r}")
+
+
+def _globs(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(each, str) and each for each in value):
+        raise ConfigError(f"{attribute.name} must be a sequence of patterns of file names, not {value!r}")
+
+
 def _variables(instance: object, attribute: "Attribute[Any]", value: object) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for pair in value.items() for text in pair):
         raise ConfigError(f"{attribute.name} must be a mapping of names to strings, not {value!r}")
+
+
+def _patterns(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{attribute.name} must be a mapping of programs to patterns, not {value!r}")
+    for program, patterns in value.items():
+        if not isinstance(patterns, list | tuple) or not all(isinstance(each, str) for each in patterns):
+            raise ConfigError(f"{attribute.name}: {program!r} must have a sequence of patterns, not {patterns!r}")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"{attribute.name}: {pattern!r} is no regular expression: {error}") from None
 
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple | set | frozenset) else value
 
 
+def _path_tuple(value: Any) -> Any:
+    return tuple(map(os.fspath, value)) if isinstance(value, list | tuple | set | frozenset) else value
+
+
+# The invokers
+
+
 @frozen
 class LocalMCPInvoker:
-    """`exec_python` and `exec_shell` on this machine, with the rights of this process.
+    """`exec_python` and `exec_shell` on this machine, contained.
 
-    The result's text is a JSON object: `ok`, `rc` (null if nothing was run), `stdout`, `stderr`, `seconds`, and `error`
-    or `note` where there is one. What the model does wrong is a failed result; nothing but CancelledError is raised,
-    and that only once the process group is killed.
+    The result's text is a JSON object: `ok`, `rc` (null if nothing was run), `stdout`, `stderr`, `seconds`, `sandbox`
+    (what contained the call: "strict", "basic", "off", "bwrap" or "monty"), and `error`, `note` or `files` where there
+    are any. What the model does wrong is a failed result; nothing but CancelledError is raised. Either comes within
+    0.25 s of the deadline, and once what the call has started is killed; the first call in a process, where no tools
+    were listed before, waits for a probe of the sandbox besides.
 
     Raises:
-        ConfigError: a field is out of range or of the wrong type.
+        ConfigError: a field is out of range or of the wrong type, or two of them contradict each other.
     """
 
     shell_allow_prefixes: tuple[str, ...] = field(
         default=("echo", "python", "pip"), converter=_tuple, validator=_programs
     )
     """What `exec_shell` may start: bare names, looked up on PATH, or absolute paths. One must be equal to the command's
-    first word: "echo" admits neither `echo_evil` nor `/tmp/echo`. `python` or `pip` among them allow everything."""
+    first word: "echo" admits neither `echo_evil` nor `/tmp/echo`. `python` or `pip` among them allow everything that
+    the sandbox lets happen; contained, they are always this interpreter's own."""
     # The two timeouts stay below AgentConfig.tool_timeout_seconds (30): a slow call still says what it printed.
     python_timeout_s: float = field(default=25.0, kw_only=True, validator=_positive)
     """Seconds that the code may take; a call may ask for less, not for more."""
@@ -95,59 +148,187 @@ class LocalMCPInvoker:
     max_output_bytes: int = field(default=64 * 2**20, kw_only=True, validator=_whole)
     """Bytes of stdout and stderr together beyond which (`>`) the process group is killed."""
     env: Mapping[str, str] = field(factory=dict, kw_only=True, validator=_variables)
-    """Variables for the children, beside the few harmless ones that they inherit."""
+    """Variables for the children, beside the few harmless ones that they have."""
+    shell_arguments: Mapping[str, Sequence[str]] = field(factory=dict, kw_only=True, validator=_patterns)
+    """What some programs may be given, by their name as in `shell_allow_prefixes`: regular expressions, one of which
+    each argument must match as a whole. `{"git": ["status", "log", "-n", r"\\d+"]}`; `[]`: no arguments. A program that
+    is not named may be given any."""
+    sandbox: Level = field(default="strict", kw_only=True, validator=_one_of(*get_args(Level)))
+    """The most containment that is used; where less holds, that is used, and said."""
+    require_sandbox: Level | None = field(default=None, kw_only=True, validator=_one_of(None, *get_args(Level)))
+    """Below this nothing is run: calls fail, and listing the tools raises RuntimeError. "bwrap" and "monty" count as
+    "basic"."""
+    network: bool = field(default=False, kw_only=True, validator=_flag)
+    """Whether what is contained may use the machine's network."""
+    read_paths: tuple[str, ...] = field(default=(), kw_only=True, converter=_path_tuple, validator=_paths)
+    """Absolute paths of files and folders that may be read too. If one isn't there, calls fail."""
+    write_paths: tuple[str, ...] = field(default=(), kw_only=True, converter=_path_tuple, validator=_paths)
+    """Absolute paths of files and folders that may be written to too, as far as their owner and mode let a user do who
+    is nobody in particular: as root each call runs as another user."""
+    memory_bytes: int = field(default=512 * 2**20, kw_only=True, validator=_whole)
+    """Bytes of memory that a call may take: each process, and all together."""
+    disk_bytes: int = field(default=64 * 2**20, kw_only=True, validator=_whole)
+    """Bytes that the files of a call may take together."""
+    processes: int = field(default=64, kw_only=True, validator=_whole)
+    """Processes and threads that a call may have at a time."""
+    packages: bool = field(default=True, kw_only=True, validator=_flag)
+    """Whether the packages that this interpreter has can be imported."""
+    keep_files: tuple[str, ...] = field(default=(), kw_only=True, converter=_tuple, validator=_globs)
+    """Files of the working folder that are the result's `parts`, as MCP's resource blocks: patterns in which `*` stops
+    at slashes and `**` does not. At most 64 files of 16 MiB together."""
+    engine: Literal["own", "bwrap"] = field(default="own", kw_only=True, validator=_one_of("own", "bwrap"))
+    """What contains processes; bubblewrap needs the extra `bwrap`, or itself on PATH."""
+    python: Literal["process", "monty"] = field(default="process", kw_only=True, validator=_one_of("process", "monty"))
+    """What runs `exec_python`. Monty, the extra `monty`, takes a millisecond and knows part of the language and of the
+    standard library; it has no files, and of the bounds above only time, memory and output are its."""
+    probe: Callable[[], Probe] = field(default=probe_here, kw_only=True, repr=False, eq=False)
+    """Finds what holds on this machine; asked once per process, in a thread. Another one is for tests."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check the fields against each other."""
+        used = [self.sandbox, *(each for each in (self.engine, self.python) if each in _RANKS)]
+        for each in used:
+            if self.require_sandbox is not None and _RANKS[each] < _RANKS[self.require_sandbox]:
+                raise ConfigError(f"require_sandbox={self.require_sandbox!r} is above what {each!r} counts as")
+        if self.engine == "bwrap" and self.keep_files:
+            raise ConfigError("keep_files can't be had of engine='bwrap'")
+        if self.engine == "bwrap" and self.sandbox == "off":
+            raise ConfigError("engine='bwrap' is containment, and sandbox='off' is none")
+        unknown = [name for name in self.shell_arguments if name not in self.shell_allow_prefixes]
+        if unknown:
+            raise ConfigError(f"shell_arguments: {unknown[0]!r} is not among the programs of shell_allow_prefixes")
 
     async def list_openai_tools(self) -> list[dict[str, Any]]:
-        """Return the tools; `exec_shell` is not among them if no program is allowed."""
-        tools = [_python_tool(self.python_timeout_s)]
+        """Return the tools; `exec_shell` is not among them if no program is allowed.
+
+        Raises:
+            RuntimeError: no call could be run: the sandbox is below what is required, or what is to run is missing.
+        """
+        level, refusal = await self._reached()
+        if refusal:
+            raise RuntimeError(refusal)
+        bounds = _bounds(self, level)
+        tools = [_monty_tool(self.python_timeout_s)]
+        if self.python != "monty":
+            tools = [_python_tool(self.python_timeout_s, bounds, bool(self.keep_files))]
         if self.shell_allow_prefixes:
-            tools.append(_shell_tool(self.shell_timeout_s, self.shell_allow_prefixes))
+            tools.append(_shell_tool(self, bounds))
         return tools
 
     async def call_openai_tool(self, call: Any, /) -> ToolResult:
         """Run an OpenAI tool call, a dict or an object of that shape, and return what came of it."""
+        level, refusal = await self._reached()
+        report = Report()
         try:
-            name, arguments = _read_call(call)
-            match name:
-                case "exec_python":
-                    outcome = await self._exec_python(arguments)
-                case "exec_shell":
-                    outcome = await self._exec_shell(arguments)
-                case _:
-                    raise _RefusedError(f"there is no tool {_shown(name)}; there are exec_python and exec_shell")
-        except _RefusedError as refused:
+            name, arguments = read_call(call)
+            if name not in ("exec_python", "exec_shell"):
+                raise RefusedError(f"there is no tool {shown(name)}; there are exec_python and exec_shell")
+            if refusal:
+                raise RefusedError(refusal)
+            if name == "exec_shell":
+                outcome, report = await self._exec_shell(arguments, level)
+            elif self.python == "monty":
+                level = "monty"
+                outcome = await self._interpret(arguments)
+            else:
+                outcome, report = await self._exec_python(arguments, level)
+        except RefusedError as refused:
             outcome = Outcome(error=str(refused))
         except OSError as error:  # no such program, no room for the script, ...
             outcome = Outcome(error=f"could not be started: {error}")
-        return _result(outcome)
+        return _result(outcome, level, report.kept)
 
-    async def _exec_python(self, arguments: Mapping[str, Any]) -> Outcome:
-        code, timeout_s, note = _read_arguments(arguments, "code", self.python_timeout_s)
-        with _script(code) as path:
-            # -u: what was printed before a timeout is not lost in a buffer. Not -I: the script could not import modules
-            # that it writes, and the folder is private and the environment clean without it.
-            argv = [sys.executable, "-s", "-u", "-X", "utf8", str(path)]
-            outcome = await self._run(argv, timeout_s, cwd=path.parent)
-        # The folder differs from call to call; equal failures should stay equal.
-        stderr = outcome.stderr.replace(str(path), path.name)
-        return evolve(outcome, stderr=stderr, note=_joined(note, outcome.note))
+    async def _reached(self) -> tuple[str, str]:
+        """Return what contains processes here, and why nothing may be run, if it may not."""
+        if self.python == "monty" and not monty.is_installed():
+            return self.sandbox, "python='monty' needs Monty, which is not installed: install agent-fsm[monty]"
+        if self.engine == "bwrap":
+            fault = await _found(bwrap.fault)
+            return ("off", f"bubblewrap contains nothing here: {fault}") if fault else ("bwrap", "")
+        if self.sandbox == "off":
+            return "off", ""
+        holds = await _found(self.probe)
+        level = min(self.sandbox, holds.level, key=lambda each: _RANKS[each])
+        if self.require_sandbox is None or _RANKS[level] >= _RANKS[self.require_sandbox]:
+            return level, ""
+        return level, (
+            f"the sandbox reaches only level {level!r} here, and {self.require_sandbox!r} is required, so nothing is "
+            f"run ({holds.why}). What would help: Linux with user namespaces, Landlock and seccomp that this process "
+            f"may use, or require_sandbox={level!r}"
+        )
 
-    async def _exec_shell(self, arguments: Mapping[str, Any]) -> Outcome:
-        command, timeout_s, note = _read_arguments(arguments, "cmd", self.shell_timeout_s)
-        program, *rest = _split(command)
-        argv = [*_find(program, self.shell_allow_prefixes, self._environment().get("PATH")), *rest]
-        outcome = await self._run(argv, timeout_s)
+    async def _exec_python(self, arguments: Mapping[str, Any], level: str) -> tuple[Outcome, Report]:
+        code, timeout_s, note = read_arguments(arguments, "code", self.python_timeout_s)
+        confinement = self._confinement(level, timeout_s)
+        outcome, report = await self._run(python_argv(confinement), confinement, timeout_s, code.encode())
+        return evolve(outcome, note=_joined(note, outcome.note)), report
+
+    async def _exec_shell(self, arguments: Mapping[str, Any], level: str) -> tuple[Outcome, Report]:
+        command, timeout_s, note = read_arguments(arguments, "cmd", self.shell_timeout_s)
+        program, *rest = words = split(command)
+        check_program(words, self.shell_allow_prefixes, self.shell_arguments)
+        confinement = self._confinement(level, timeout_s)
+        found = _program(program, confinement, self.env.get("PATH", os.environ.get("PATH")))
+        if len(found) == 1 and level != "off":  # it may be in a folder that isn't seen
+            confinement = evolve(confinement, read_paths=(*confinement.read_paths, *_file_of(found[0])))
+        outcome, report = await self._run([*found, *rest], confinement, timeout_s)
+        return evolve(outcome, note=_joined(note, outcome.note)), report
+
+    async def _interpret(self, arguments: Mapping[str, Any]) -> Outcome:
+        code, timeout_s, note = read_arguments(arguments, "code", self.python_timeout_s)
+        outcome = await monty.run_snippet(
+            code,
+            timeout_s=timeout_s,
+            memory_bytes=self.memory_bytes,
+            keep_chars=self.output_chars,
+            max_bytes=self.max_output_bytes,
+        )
         return evolve(outcome, note=_joined(note, outcome.note))
 
-    async def _run(self, argv: list[str], timeout_s: float, *, cwd: Path | None = None) -> Outcome:
-        program = Program(argv, self._environment(), cwd)
-        return await run(program, timeout_s=timeout_s, keep_chars=self.output_chars, max_bytes=self.max_output_bytes)
+    async def _run(
+        self, argv: list[str], confinement: Confinement, timeout_s: float, script: bytes | None = None
+    ) -> tuple[Outcome, Report]:
+        with self._contained(argv, confinement, script) as (program, folder, report):
+            outcome = await run(
+                program, timeout_s=timeout_s, keep_chars=self.output_chars, max_bytes=self.max_output_bytes
+            )
+            reported = report()
+        # The folder differs from call to call at some levels; equal failures should stay equal.
+        stderr = outcome.stderr.replace(f"{folder}/", "") if script is not None else outcome.stderr
+        return _with_report(evolve(outcome, stderr=stderr), reported, confinement), reported
 
-    def _environment(self) -> dict[str, str]:
-        inherited = {
-            name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith("LC_")
-        }
-        return {**inherited, **self.env}
+    @contextmanager
+    def _contained(
+        self, argv: list[str], confinement: Confinement, script: bytes | None
+    ) -> Iterator[tuple[Program, str, Callable[[], Report]]]:
+        """Give what is to be started, the working folder as it sees it, and what reports once it has ended."""
+        with ExitStack() as closing:
+            try:
+                if self.engine == "bwrap":
+                    program = closing.enter_context(bwrap.contained(argv, confinement, script))
+                    found: tuple[Program, str, Callable[[], Report]] = program, bwrap.FOLDER, Report
+                else:
+                    launched = closing.enter_context(launch(argv, confinement, script=script, keep=self.keep_files))
+                    program = Program(launched.argv, launched.env, Path(launched.cwd), launched.pass_fds)
+                    found = program, launched.folder, launched.report
+            except ValueError as error:
+                raise RefusedError(f"it can't be contained: {error}") from None
+            yield found
+
+    def _confinement(self, level: str, timeout_s: float) -> Confinement:
+        inherited = {name: text for name, text in os.environ.items() if name in _ENVIRONMENT or name.startswith("LC_")}
+        return Confinement(
+            "off" if level == "off" else "basic" if level == "basic" else "strict",
+            network=self.network,
+            read_paths=self.read_paths,
+            write_paths=self.write_paths,
+            env={**inherited, **self.env},
+            memory_bytes=self.memory_bytes,
+            disk_bytes=self.disk_bytes,
+            processes=self.processes,
+            cpu_s=max(60.0, timeout_s * (os.cpu_count() or 1)),  # the deadline is what ends a call
+            packages=self.packages,
+        )
 
 
 @frozen
@@ -161,25 +342,89 @@ class EchoMCP:
     async def call_openai_tool(self, call: Any, /) -> ToolResult:
         """Return the text of an OpenAI tool call to `echo`; a failed result for any other call."""
         try:
-            name, arguments = _read_call(call)
+            name, arguments = read_call(call)
             if name != "echo":
-                raise _RefusedError(f"there is no tool {_shown(name)}; there is only echo")
-            return ToolResult(text=_text(arguments, "text"))
-        except _RefusedError as refused:
+                raise RefusedError(f"there is no tool {shown(name)}; there is only echo")
+            return ToolResult(text=read_text(arguments, "text"))
+        except RefusedError as refused:
             return _result(Outcome(error=str(refused)))
 
 
-def _result(outcome: Outcome) -> ToolResult:
+# What holds
+
+_FOUND: dict[Callable[[], Any], Any] = {}
+"""What each probe has found; a machine's abilities don't change."""
+
+
+async def _found(probe: Callable[[], Any]) -> Any:
+    if probe not in _FOUND:
+        _FOUND[probe] = await asyncio.to_thread(probe)
+    return _FOUND[probe]
+
+
+# What is started
+
+
+def _program(name: str, confinement: Confinement, search_path: str | None) -> list[str]:
+    """Return what starts that program: its path, or Python's own for a `python` or `pip`."""
+    own = {"python": [], "pip": ["-m", "pip"]}.get(name)
+    if own is not None and confinement.level != "off":  # what is on our PATH may be a wrapper that isn't seen inside
+        return [*python_argv(confinement)[:-1], *own]
+    if name.startswith("/"):
+        return [name]
+    found = shutil.which(name, path=search_path)
+    if found:
+        return [found]
+    if own is not None:
+        return [sys.executable, *own]
+    raise RefusedError(f"{name} is allowed, but it is not installed")
+
+
+def _file_of(path: str) -> list[str]:
+    return [os.path.abspath(path)] if Path(path).exists() else []  # noqa: PTH100 - resolve() would follow links
+
+
+# What came of it
+
+
+def _with_report(outcome: Outcome, report: Report, confinement: Confinement) -> Outcome:
+    """Return *outcome* with what the sandbox has to say of it."""
+    bounds = {
+        "memory": _size(confinement.memory_bytes),
+        "disk": _size(confinement.disk_bytes),
+        "processes": str(confinement.processes),
+    }
+    note = _joined(outcome.note, report.note)
+    if report.killed_for:
+        what = f"{bounds['memory']} of memory" if report.killed_for == "memory" else f"{bounds['disk']} for its files"
+        return evolve(outcome, error=f"took more than {what}, so it was killed", note=note)
+    killed_by_us = outcome.rc is not None and outcome.rc < 0 and outcome.error
+    if report.error and not killed_by_us:
+        return evolve(outcome, rc=None, error=f"could not be started: {report.error}", note=note)
+    if outcome.rc and confinement.level != "off":
+        hints = [hint.format(**bounds) for pattern, hint in _HINTS if pattern.search(outcome.stderr)]
+        return evolve(outcome, note=_joined(note, *hints))
+    return evolve(outcome, note=note)
+
+
+def _result(outcome: Outcome, level: str = "", kept: Mapping[str, bytes] | None = None) -> ToolResult:
     ok = outcome.rc == 0 and not outcome.error
     seconds = round(outcome.seconds, 3)
     said = {"ok": ok, "rc": outcome.rc, "stdout": outcome.stdout, "stderr": outcome.stderr, "seconds": seconds}
-    said |= {key: text for key, text in (("error", outcome.error), ("note", outcome.note)) if text}
-    text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
-    return ToolResult(text=text, ok=ok, rc=outcome.rc, seconds=seconds)
+    more = {"sandbox": level, "error": outcome.error, "note": outcome.note, "files": described(kept or {})}
+    text = json.dumps(
+        said | {key: value for key, value in more.items() if value}, ensure_ascii=False, separators=(",", ":")
+    )
+    parts = tuple(resource(path, data) for path, data in (kept or {}).items())
+    return ToolResult(text=text, ok=ok, rc=outcome.rc, seconds=seconds, parts=parts)
 
 
 def _joined(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:g} MiB" if count >= 2**20 else f"{count:,} bytes"
 
 
 # What the model is offered
@@ -195,11 +440,24 @@ def _timeout_property(ceiling_s: float) -> dict[str, Any]:
     return {"type": "number", "description": description}
 
 
-def _python_tool(ceiling_s: float) -> dict[str, Any]:
+def _bounds(tools: LocalMCPInvoker, level: str) -> str:
+    """Return what the model is told of the sandbox."""
+    if level == "off":
+        return ""
+    lacks = ["none of this machine's files"] if not (tools.read_paths or tools.write_paths) else []
+    lacks += [] if tools.network else ["no network"]
+    shown_paths = [*(f"{each} (read-only)" for each in tools.read_paths), *tools.write_paths]
+    has = f", but {', '.join(shown_paths)}" if shown_paths else ""
+    inside = f"It runs in a sandbox: {', '.join(lacks) or 'other files are not there'}{has}. "
+    return f"{inside}{_size(tools.memory_bytes)} of memory, {_size(tools.disk_bytes)} of files. "
+
+
+def _python_tool(ceiling_s: float, bounds: str, keeps: bool) -> dict[str, Any]:
     description = (
         "Runs a Python program in a fresh process and returns ok, rc, stdout and stderr. Print what you want to see. "
         "Nothing is kept from call to call: variables are lost, and so are the files of its working folder, which is "
-        "empty at the start. There is no stdin, and what it leaves in the background is killed when it ends. "
+        f"empty at the start. {'The user gets some of these files. ' if keeps else ''}{bounds}"
+        "There is no stdin, and what it leaves in the background is killed when it ends. "
         f"Limit: {ceiling_s:g} seconds."
     )
     code = {"type": "string", "description": "The whole source of the program."}
@@ -207,131 +465,31 @@ def _python_tool(ceiling_s: float) -> dict[str, Any]:
     return _tool("exec_python", description, properties, required="code")
 
 
-def _shell_tool(ceiling_s: float, allowed: tuple[str, ...]) -> dict[str, Any]:
+def _monty_tool(ceiling_s: float) -> dict[str, Any]:
+    description = (
+        "Runs a short Python program in a restricted interpreter and returns ok, rc, stdout and stderr. Print what you "
+        "want to see. There are no files, no network, no other processes, no installed packages and no `yield`; json, "
+        "re, math, datetime, itertools, random and dataclasses can be imported. Nothing is kept from call to call. "
+        f"Limit: {ceiling_s:g} seconds."
+    )
+    code = {"type": "string", "description": "The whole source of the program."}
+    properties = {"code": code, "timeout_s": _timeout_property(ceiling_s)}
+    return _tool("exec_python", description, properties, required="code")
+
+
+def _shell_tool(tools: LocalMCPInvoker, bounds: str) -> dict[str, Any]:
+    allowed = [
+        f"{name} (arguments: {' | '.join(tools.shell_arguments[name]) or 'none'})"
+        if name in tools.shell_arguments
+        else name
+        for name in tools.shell_allow_prefixes
+    ]
     description = (
         f"Runs one program and returns ok, rc, stdout and stderr. Allowed programs: {', '.join(allowed)}. There is no "
         "shell: no pipes, redirections, `;`, `&&`, variables, substitutions or wildcards. Arguments with spaces or "
-        "special characters are quoted as in a shell. There is no stdin, and what it leaves in the background is "
-        f"killed when it ends. Limit: {ceiling_s:g} seconds."
+        f"special characters are quoted as in a shell. {bounds}There is no stdin, and what it leaves in the background "
+        f"is killed when it ends. Limit: {tools.shell_timeout_s:g} seconds."
     )
     command = {"type": "string", "description": "The program's name and its arguments, e.g. echo 'hello world'"}
-    properties = {"cmd": command, "timeout_s": _timeout_property(ceiling_s)}
+    properties = {"cmd": command, "timeout_s": _timeout_property(tools.shell_timeout_s)}
     return _tool("exec_shell", description, properties, required="cmd")
-
-
-# What the model asked for
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-
-
-def _member(thing: Any, name: str) -> Any:
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-
-
-def _read_call(call: Any) -> tuple[str, Mapping[str, Any]]:
-    """Return the name and the arguments of a tool call."""
-    function = _member(call, "function")
-    name, arguments = _member(function, "name"), _member(function, "arguments")
-    if not isinstance(name, str):
-        raise _RefusedError(f"the call names no tool: {_shown(call)}")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise _RefusedError(f"the arguments are not valid JSON: {error}") from None
-    if not isinstance(arguments, Mapping):
-        raise _RefusedError(f"the arguments must be a JSON object, not {_shown(arguments)}")
-    return name, arguments
-
-
-def _read_arguments(arguments: Mapping[str, Any], required: str, ceiling_s: float) -> tuple[str, float, str]:
-    """Return the text of the required argument, the seconds to allow, and a note if they are fewer than asked for."""
-    unknown = [name for name in arguments if name not in (required, "timeout_s")]
-    if unknown:
-        raise _RefusedError(f"unknown argument {_shown(unknown[0])}; the arguments are {required} and timeout_s")
-    text = _text(arguments, required)
-    if "\0" in text:
-        raise _RefusedError(f"{required} must not contain NUL characters")
-    asked = arguments.get("timeout_s")
-    if asked is None:  # models write null for what they leave out
-        return text, ceiling_s, ""
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 < asked < math.inf:
-        raise _RefusedError(f"timeout_s must be a number of seconds > 0, not {_shown(asked)}")
-    if asked > ceiling_s:
-        return text, ceiling_s, f"timeout_s was lowered to {ceiling_s:g} s, the most that is allowed"
-    return text, float(asked), ""
-
-
-def _text(arguments: Mapping[str, Any], name: str) -> str:
-    if name not in arguments:
-        raise _RefusedError(f"the argument {name} is missing")
-    value = arguments[name]
-    if not isinstance(value, str):
-        raise _RefusedError(f"{name} must be a string, not {_shown(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _RefusedError(f"{name} must be valid Unicode: {error.reason} at position {error.start}") from None
-    return value
-
-
-_QUOTED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
-_OPERATOR = re.compile(r"\|\|?|&&?|;|>>?|<<?|\$\(|`|[\r\n]")
-
-
-def _split(command: str) -> list[str]:
-    """Return the words of a command line, of which there is at least one."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise _RefusedError(f"cmd can't be split into words: {error}") from None
-    if not words:
-        raise _RefusedError("cmd is empty")
-    # shlex would pass `hello; ls` on as two harmless-looking words, and the model would believe that ls was run.
-    operator = _OPERATOR.search(_QUOTED.sub("_", command.strip()))
-    if operator:
-        sign = operator.group()
-        shown = f"`{sign}`" if sign.strip() else "a line break"
-        raise _RefusedError(
-            f"there is no shell, so {shown} means nothing here: run one program per call, "
-            "and quote the character if it belongs to an argument"
-        )
-    return words
-
-
-def _find(program: str, allowed: tuple[str, ...], search_path: str | None) -> list[str]:
-    """Return what starts *program*: its path, or Python's own for a `python` or `pip` that is not on the path."""
-    if program not in allowed:
-        names = ", ".join(allowed) or "none"
-        raise _RefusedError(f"{_shown(program)} is not allowed; allowed programs, by exactly these names: {names}")
-    if program.startswith("/"):
-        return [program]
-    found = shutil.which(program, path=search_path)
-    if found:
-        return [found]
-    match program:
-        case "python":
-            return [sys.executable]
-        case "pip":
-            return [sys.executable, "-m", "pip"]
-    raise _RefusedError(f"{program} is allowed, but it is not installed")
-
-
-@contextmanager
-def _script(code: str) -> Iterator[Path]:
-    """Give the path of a file with *code*, alone in a private folder that goes when the block ends.
-
-    A file rather than `-c` or stdin: tracebacks show source lines, there is no limit of length, and `multiprocessing`,
-    `inspect` and `__file__` work.
-    """
-    folder = TemporaryDirectory(prefix="agent-fsm-", ignore_cleanup_errors=True)
-    try:
-        path = Path(folder.name).resolve() / "script.py"
-        path.write_bytes(code.encode())
-        yield path
-    finally:
-        with suppress(RecursionError):  # before 3.13 removal is recursive; the script chose how deep to nest
-            folder.cleanup()
