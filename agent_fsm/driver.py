@@ -10,8 +10,10 @@ import asyncio
 import math
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeAlias, TypedDict, Unpack
 
@@ -48,7 +50,7 @@ from agent_fsm.redaction import Redactor, environment_secrets, redactor
 from agent_fsm.stagnation import Pair
 from agent_fsm.table import TABLE, Row
 
-__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "close_loop", "run_agent"]
+__all__ = ["GRACE_SECONDS", "AgentRun", "OnEvent", "RunOptions", "arun_agent", "close_loop", "open_loop", "run_agent"]
 
 GRACE_SECONDS = 0.1
 """How long interrupted code may take to clean up before it is abandoned."""
@@ -771,7 +773,7 @@ def run_agent(
             " write `await arun_agent(...)` with the same arguments"
         )
     run = AgentRun(messages, tools, config, **options)
-    loop = asyncio.new_event_loop()
+    loop = open_loop()
     try:
         task = loop.create_task(_result_of(run))
         try:
@@ -782,6 +784,33 @@ def run_agent(
             raise
     finally:
         close_loop(loop)
+
+
+class _DaemonThreads(ThreadPoolExecutor):
+    """Does each work in a daemon thread of its own.
+
+    The threads of any other executor are joined when the interpreter ends, however long they hang.
+    """
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+
+        def do() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(*arguments, **named))
+                except BaseException as error:  # noqa: BLE001 - what awaits it is told, whatever it is
+                    future.set_exception(error)
+
+        threading.Thread(target=do, name="agent_fsm worker", daemon=True).start()
+        return future
+
+
+def open_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop for a run. What is done in its threads, as by `asyncio.to_thread`, delays no exit."""
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(_DaemonThreads())
+    return loop
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,6 +1,5 @@
 """The command: what it takes, how it runs the agent, what it prints and with which code it ends."""
 
-import asyncio
 import io
 import json
 import os
@@ -23,7 +22,7 @@ from agent_fsm.cli.settings import PREFIX, configure
 from agent_fsm.cli.tooling import chosen_tools, tool_options, tools
 from agent_fsm.cli.view import View, clean, heading, live_view, plain_view, reason_text
 from agent_fsm.config import AgentConfig
-from agent_fsm.driver import AgentRun, close_loop
+from agent_fsm.driver import AgentRun, close_loop, open_loop
 from agent_fsm.errors import AgentFsmError, ConfigError, ContractError, MessagesError, TableError
 from agent_fsm.protocol import AgentResult, Event, StopReason
 
@@ -170,7 +169,7 @@ def run(
 
 def _ended(agent: AgentRun) -> AgentResult:
     """Run *agent* to its end. SIGINT and SIGTERM cancel it, and are ignored from its end on: what follows is short."""
-    loop = asyncio.new_event_loop()
+    loop = open_loop()
 
     def cancel(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(agent.cancel)
