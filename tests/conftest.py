@@ -1,7 +1,9 @@
-"""What all tests share: a mutant of the shipped table in its place, where AGENT_FSM_MUTANT names one.
+"""What all tests share: the order of their files, and a mutant of the shipped table where AGENT_FSM_MUTANT names one.
 
-See `tests.mutants`. The table is replaced as its module is imported, so that whoever imports it later gets the mutant,
-default arguments included. Where the variable is not set nothing is done.
+A file is run by one process, so the longest come first: else that process would go on when the others are done.
+
+For mutants see `tests.mutants`. The table is replaced as its module is imported, so that whoever imports it later gets
+the mutant, default arguments included. Where the variable is not set nothing is done.
 """
 
 import os
@@ -10,6 +12,17 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+import pytest
+
+LONGEST = ("test_termination", "test_contract", "test_policies", "test_mcp_chaos", "test_generated_tables")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 MUTANT = "AGENT_FSM_MUTANT"
 

@@ -380,7 +380,7 @@ def _run_tests(name: str, writing: int) -> NoReturn:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-    options = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not hypothesis", "--tb=no")
+    options = ("-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow and not hypothesis", "--tb=no")
     os._exit(pytest.main([*options, *KILLERS], plugins=[Recorder()]))
 
 
