@@ -146,7 +146,7 @@ def _free(prefix: str) -> str:
 
 
 _BREAK: Final = r"(?:\\+[nrt]|[\s\"',]){0,8}"
-_BASE64_LINES: Final = rf"(?:{_BREAK}[A-Za-z0-9+/=]{{40,}}+)++{_BREAK}[A-Za-z0-9+/=]{{0,76}}"
+_BASE64_LINES: Final = rf"(?:{_BREAK}[A-Za-z0-9+/=]{{40,}}+)++(?:{_BREAK}[A-Za-z0-9+/=]{{1,76}})?"
 _PRIVATE_KEY: Final = (
     r"-----BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
     r"(?:[^-]*+(?:-(?!----)[^-]*+)*+(?<=[^-]{40})-----END [A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
@@ -171,7 +171,7 @@ _SHAPES: Final = tuple(
         ("AIza", _free("AIza") + r"[A-Za-z0-9_-]{35,}"),
         ("GOCSPX-", _free("GOCSPX-") + r"[A-Za-z0-9_-]{28,}"),
         ("github_pat_", _free("github_pat_") + r"[A-Za-z0-9_]{40,}"),
-        ("xox", _free("xox[abeoprs]-") + r"(?=[A-Za-z-]*[0-9])[A-Za-z0-9-]{16,}"),
+        ("xox", _free("xox[abeoprs]-") + r"(?=[A-Za-z-]{0,15}[0-9])[A-Za-z0-9-]{16,}"),
         ("hooks.slack.com/services/", r"hooks\.slack\.com/services/(T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{16,})"),
         ("dckr_pat_", _free("dckr_pat_") + r"[A-Za-z0-9_-]{27,}"),
         ("dop_v1_", _free("dop_v1_") + r"[a-f0-9]{64}"),
@@ -186,7 +186,7 @@ _SHAPES: Final = tuple(
             )
             for mark in ("ecret_access_key", "ecretAccessKey", "SECRET_ACCESS_KEY")
         ),
-        ("earer ", r"[Bb]earer {1,3}((?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{16,}|[A-Za-z0-9._~+/=-]{40,})"),
+        ("earer ", r"[Bb]earer {1,3}((?=[A-Za-z._~+/=-]{0,40}[0-9])[A-Za-z0-9._~+/=-]{16,}|[A-Za-z0-9._~+/=-]{40,})"),
         (
             "asic ",
             r"uthorization[\\\"']{0,3}\s{0,3}[:=]\s{0,3}[\\\"']{0,3}[Bb]asic {1,3}([A-Za-z0-9+/]{6,}={0,2})(?!\w)",
@@ -201,12 +201,12 @@ None takes more than linear time, whatever the text: what a pattern reads before
 
 _HINT: Final = re.compile(
     # Each part begins with a character that is rare in texts: the others are passed over several times as fast
-    r"-(?=[A-Za-z0-9_-]{16})(?:(?<=sk-)|(?<=pplx-)|(?<=xai-)|(?<=tvly-)|(?<=xox[abeoprs]-)|(?<=GOCSPX-)|(?<=pypi-)"
+    r"-(?!-{5})(?=[A-Za-z0-9_-]{16})(?:(?<=sk-)|(?<=pplx-)|(?<=xai-)|(?<=tvly-)|(?<=xox[abeoprs]-)|(?<=GOCSPX-)|(?<=pypi-)"
     r"|(?<=glpat-)|(?<=gl[dr]t-))"
     r"|_(?=[A-Za-z0-9]{16})(?:(?<=gh[pousr]_)|(?<=hf_)|(?<=npm_)|(?<=gsk_)|(?<=[sr]k_(?:live|test)_)|(?<=dop_v1_))"
-    r"|_(?:pat_|access_key|access[kK]ey|ACCESS_KEY)"
+    r"|_(?:pat_|access_key|ACCESS_KEY)"
     r"|I(?:(?<=A[KS]I)A[A-Z0-9]{16}|(?<=AI)za)"
-    r"|J(?<=eyJ)[A-Za-z0-9_-]{10,}+\."
+    r"|J(?<=eyJ)[A-Za-z0-9_-]{10}"
     r"|K(?:(?<=PRIVATE K)EY|(?<=[aA]ccessK)ey)"
     r"|G(?<=SG)\.[A-Za-z0-9_-]{16}"
     r"|B(?:earer|asic) |b(?:earer|asic) "
@@ -235,13 +235,15 @@ def environment_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
     As `secret_values`, but for what is too short (`LEAST_ENVIRONMENT_CHARS`) or too ordinary to be looked for in any
     text: words like `true` and `postgres`, short numbers, paths, addresses without a password, the name of the user.
     """
-    named = {name: environ[name] for name in environ if _may_hold_secret(name)}
-    if not named:
-        return ()
-    ordinary = {environ.get(name, "") for name in _NOT_SECRET} | _WORDS
+    return _telling(tuple([(name, environ[name]) for name in environ if _tells(name)]))
+
+
+@lru_cache(maxsize=16)
+def _telling(named: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    ordinary = {value for name, value in named if name in _NOT_SECRET}
     return tuple(
         value
-        for value in secret_values(named)
+        for value in secret_values(dict(named))
         if len(value) >= LEAST_ENVIRONMENT_CHARS
         and value not in ordinary
         and value.lower() not in _WORDS
@@ -300,10 +302,11 @@ def _looks_secret(name: str) -> bool:
 
 
 @lru_cache(maxsize=1_024)
-def _may_hold_secret(name: str) -> bool:
-    """Return whether the environment variable *name* is worth a look."""
+def _tells(name: str) -> bool:
+    """Return whether the environment variable *name* may hold a secret, or tells what is none."""
     words = _words(name)
-    return words[-1] in _ADDRESS or (_looks_secret(name) and words[-1] not in _ABOUT and words != ["pwd"])
+    about = words[-1] in _ABOUT or words == ["pwd"]
+    return name in _NOT_SECRET or words[-1] in _ADDRESS or (_looks_secret(name) and not about)
 
 
 def _secret_parts(name: str, value: str) -> Iterator[str]:
