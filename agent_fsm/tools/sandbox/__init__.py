@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -26,6 +27,8 @@ __all__ = ["Confinement", "Launch", "Level", "Probe", "Report", "launch", "probe
 _SCRIPT = "script.py"
 _INHERITED = frozenset(("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SYSTEMROOT", "TERM", "TMPDIR", "TZ", "USER"))
 """What is inherited at level off, beside `LC_*`. Secrets have too many names for a list of what is denied."""
+_REMOVE_S = 0.05
+"""Seconds that leaving the context may take for a folder: thousands of nested ones took a disk ten."""
 _MODULE = "agent_fsm.tools.sandbox"
 # The package itself is not imported, nor what it needs: only the helper's own few modules, from their .pyc
 _START = f"""
@@ -87,10 +90,8 @@ def launch(
 
 def _private_folder(closing: ExitStack, script: bytes | None, owner: int | None) -> str:
     """Make the folder that holds the working and the temporary folder; it is removed when the context is left."""
-    from agent_fsm.tools.sandbox import folders
-
     base = tempfile.mkdtemp(prefix="agent-fsm-")
-    closing.callback(folders.remove, base)
+    closing.callback(_remove, base)
     work = Path(base, "work")
     for folder in (work, Path(base, "tmp")):
         folder.mkdir(mode=0o700)
@@ -101,6 +102,19 @@ def _private_folder(closing: ExitStack, script: bytes | None, owner: int | None)
             if path.exists():
                 os.chown(path, owner, owner)
     return base
+
+
+def _remove(base: str) -> None:
+    """Remove the private folder; what takes longer than `_REMOVE_S` goes on in a thread that our exit waits for."""
+    from agent_fsm.tools.sandbox import folders
+
+    thread = threading.Thread(target=folders.remove, args=(base,), name="remove-sandbox-folder")
+    try:
+        thread.start()
+    except RuntimeError:  # no thread to be had, or the interpreter is ending
+        folders.remove(base)
+    else:
+        thread.join(_REMOVE_S)
 
 
 def _plain(

@@ -98,6 +98,28 @@ _DENIED = {  # EPERM
 }
 _LEAVES_GROUP = {"setsid": (112, 157), "setpgid": (109, 154)}
 """Denied where a process group is all that holds the processes together."""
+_MODES = {
+    "chmod": (90, None),
+    "chown": (92, None),
+    "fchmodat": (268, 53),
+    "fchownat": (260, 54),
+    "futimesat": (261, None),
+    "lchown": (94, None),
+    "utime": (132, None),
+    "utimensat": (280, 88),
+    "utimes": (235, None),
+}
+"""Done by path, to all that the user owns: Landlock knows them not. Pretended, since much that copies files fails
+without; what is done to an open file is not affected."""
+_ATTRIBUTES = {
+    "fremovexattr": (199, 16),
+    "fsetxattr": (190, 7),
+    "lremovexattr": (198, 15),
+    "lsetxattr": (189, 6),
+    "removexattr": (197, 14),
+    "setxattr": (188, 5),
+}
+"""Denied for the same reason."""
 _SIGNALS = {
     "kill": (62, 129),
     "pidfd_send_signal": (424, 424),
@@ -129,12 +151,12 @@ _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 
 
 @lru_cache(maxsize=32)
-def program(machine: str, *, families: tuple[int, ...], groups: bool, signals: bool) -> bytes:
+def program(machine: str, *, families: tuple[int, ...], groups: bool, signals: bool, modes: bool = True) -> bytes:
     """Return the filter, for `prctl(PR_SET_SECCOMP)`.
 
     *families* are the numbers of the socket families that may be used; if there is none that could name a socket
     outside, a pair of connected stream sockets is still to be had. *groups*: whether processes may leave their group.
-    *signals*: whether they may send signals.
+    *signals*: whether they may send signals. *modes*: whether they may change modes, owners and times by path.
 
     Raises:
         KeyError: the machine is not in ARCHITECTURES.
@@ -143,9 +165,14 @@ def program(machine: str, *, families: tuple[int, ...], groups: bool, signals: b
     code = [_load(_ARCHITECTURE_AT), (_EQUAL, 1, 0, audit), _give(_KILL), _load(_NUMBER_AT)]
     if machine == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), _fail(errno.ENOSYS)]
-    code += [(_EQUAL, 2, 0, _FCHMODAT2), (_AT_LEAST, 0, 1, _LAST_KNOWN + 1), _fail(errno.ENOSYS)]
-    denied = _DENIED | ({} if groups else _LEAVES_GROUP) | ({} if signals else _SIGNALS)
-    for numbers, number_of_error in ((_ABSENT, errno.ENOSYS), (denied, errno.EPERM)):
+    if modes:
+        code.append((_EQUAL, 2, 0, _FCHMODAT2))
+    code += [(_AT_LEAST, 0, 1, _LAST_KNOWN + 1), _fail(errno.ENOSYS)]
+    denied = (
+        _DENIED | ({} if groups else _LEAVES_GROUP) | ({} if signals else _SIGNALS) | ({} if modes else _ATTRIBUTES)
+    )
+    pretended = {} if modes else _MODES
+    for numbers, number_of_error in ((_ABSENT, errno.ENOSYS), (denied, errno.EPERM), (pretended, 0)):
         for pair in numbers.values():
             code += _when(pair[column], [_fail(number_of_error)])
     for pair in _ONLY_ITSELF.values():

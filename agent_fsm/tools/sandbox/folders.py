@@ -1,7 +1,7 @@
 """Private folders on disk, whose content nobody vouches for: reading what is asked for, and removing all of it."""
 
 # pathlib would take 6 ms of each start of the helper, which reads kept files too
-# ruff: noqa: PTH101, PTH104, PTH106, PTH108, PTH118, PTH123
+# ruff: noqa: PTH106, PTH118, PTH123
 
 import os
 import stat
@@ -9,12 +9,14 @@ from fnmatch import fnmatchcase
 
 TYPE_CHECKING = False  # see above
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["collect", "remove"]
 
 _DEEPEST = 16
 """Folders below the working folder that are looked into."""
+_LOOKED_AT = 20_000
+"""Files and folders that are looked at; at level off there may be any number."""
 SCRIPT = "script.py"
 
 
@@ -55,13 +57,15 @@ def _files(folder: str) -> "Iterator[tuple[str, int]]":
     """Every plain file in *folder* with its size, in order; what can't be listed or named in UTF-8 is passed over."""
     device = os.lstat(folder).st_dev
     waiting = [""]
-    while waiting:
+    looked_at = 0
+    while waiting and looked_at < _LOOKED_AT:
         inside = waiting.pop()
         try:
             with os.scandir(os.path.join(folder, inside)) as entries:
                 found = sorted((entry.name, entry.stat(follow_symlinks=False)) for entry in entries)
         except OSError:
             continue
+        looked_at += len(found)
         for name, details in found:
             path = os.path.join(inside, name)
             if details.st_dev != device or not _nameable(path):
@@ -101,39 +105,81 @@ def _read(folder: str, path: str, most: int) -> bytes | None:
     return data if data is not None and len(data) <= most else None
 
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 def remove(folder: str) -> None:
     """Remove a folder and all that is in it, however deep and whatever its modes; what resists is left.
 
-    No link is followed. Folders are moved up before they are emptied, so that neither the depth nor the length of a
-    path matters.
+    No link is followed, nothing is recursive, and two descriptors are enough.
     """
-    for number, path in enumerate(_until_gone(folder)):
-        try:
-            os.chmod(path, 0o700)
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        os.chmod(entry.path, 0o700, follow_symlinks=True)
-                        os.rename(entry.path, os.path.join(folder, f".{number}.{entry.inode()}"))
-                    else:
-                        os.unlink(entry.path)
-            os.rmdir(path)
-        except OSError:
-            continue
+    try:
+        place = os.open(folder, _FOLDER)
+    except OSError:
+        return
+    try:
+        place = _empty(place)
+    finally:
+        os.close(place)
+    try:
+        os.rmdir(folder)
+    except OSError:  # something in it resisted
+        return
 
 
-def _until_gone(folder: str) -> "Iterator[str]":
-    """The folders directly in *folder*, as long as there are any that were not yet given, and at last itself."""
-    given: set[str] = set()
+def _empty(place: int) -> int:
+    """Remove what is in the folder behind *place*; return the descriptor of where it ended, *place* being closed."""
+    above: list[tuple[list[str], tuple[int, int]]] = []
+    names = _clear(place)
     while True:
-        try:
-            with os.scandir(folder) as entries:
-                found = [each.path for each in entries if each.is_dir(follow_symlinks=False)]
-        except OSError:
-            break
-        fresh = [each for each in found if each not in given]
-        if not fresh:
-            break
-        given.update(fresh)
-        yield from fresh
-    yield folder
+        if names:
+            inner = _enter(place, names[-1])
+            if inner is None:
+                names.pop()
+                continue
+            above.append((names, _identity(place)))
+            os.close(place)
+            place, names = inner, _clear(inner)
+        elif above:
+            names, expected = above.pop()
+            outer = os.open("..", _FOLDER, dir_fd=place)
+            os.close(place)
+            place = outer
+            if _identity(place) != expected:  # something that still lives has moved it: where to is not ours to empty
+                return place
+            _try(os.rmdir, names.pop(), place)
+        else:
+            return place
+
+
+def _identity(place: int) -> tuple[int, int]:
+    found = os.fstat(place)
+    return found.st_dev, found.st_ino
+
+
+def _clear(place: int) -> list[str]:
+    """Remove all but the folders in a folder, and return their names."""
+    try:
+        with os.scandir(place) as entries:
+            kinds = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return []
+    for name, is_folder in kinds:
+        if not is_folder:
+            _try(os.unlink, name, place)
+    return [name for name, is_folder in kinds if is_folder]
+
+
+def _try(action: "Callable[..., None]", name: str, place: int) -> None:
+    try:
+        action(name, dir_fd=place)
+    except OSError:  # what resists is left
+        return
+
+
+def _enter(place: int, name: str) -> int | None:
+    try:
+        os.chmod(name, 0o700, dir_fd=place)  # it could neither be listed nor left otherwise
+        return os.open(name, _FOLDER, dir_fd=place)
+    except OSError:
+        return None

@@ -223,8 +223,14 @@ def _filter(confinement: Confinement, *, contained: bool, own_network: bool) -> 
         families = (_UNIX, _INET, _INET6, _NETLINK) if contained and scoped else (_INET, _INET6)
     else:
         families = ()
-    signals = contained or scoped or os.geteuid() == 0
-    return filters.program(platform.machine(), families=families, groups=contained, signals=signals)
+    nobody = os.geteuid() == 0  # then the process's user owns nothing outside
+    return filters.program(
+        platform.machine(),
+        families=families,
+        groups=contained,
+        signals=contained or scoped or nobody,
+        modes=contained or nobody,
+    )
 
 
 def _limits(confinement: Confinement, own: int) -> tuple[tuple[int, int], ...]:
