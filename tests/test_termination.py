@@ -69,6 +69,7 @@ def checked(name: str) -> Report:
     return check(TABLE, CONFIGS[name])
 
 
+slow = pytest.mark.slow
 each_config = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -84,7 +85,10 @@ def test_every_run_ends(name: str) -> None:
     assert checked(name).verdict is Verdict.PROVED
 
 
-@each_config
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("default", "summaries", "impatient") else slow) for name in CONFIGS],
+)
 def test_every_run_ends_says_a_verifier_that_does_without_the_search(name: str) -> None:
     certificate = checked(name).certificate
 
@@ -348,10 +352,10 @@ searches = counter("searches")
 @pytest.mark.parametrize(
     ("guard", "most"),
     [
-        (ledger.model_calls >= 5, {"model_calls": 5}),
+        pytest.param(ledger.model_calls >= 5, {"model_calls": 5}, marks=slow),
         (ledger.model_calls > 5, {"model_calls": 6}),
         (ledger.tool_calls >= 4, {"tool_calls": 5}),  # two at a time: three, and two more
-        (ledger.iterations >= 5, {"iterations": 5}),
+        pytest.param(ledger.iterations >= 5, {"iterations": 5}, marks=slow),
         (ledger.model_calls >= 1, {"model_calls": 1}),
     ],
     ids=lambda each: getattr(each, "name", None),
