@@ -361,6 +361,20 @@ def test_paths_are_shown_as_asked_for(outside: Path) -> None:
     assert (outside / "new").read_text() == "x"
 
 
+def test_what_is_shown_is_used_as_its_owner_would(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "own").write_text("mine")
+    (tmp_path / "own").chmod(0o600)
+    code = f"print(open('{tmp_path}/own').read()); open('{tmp_path}/new', 'w').write('x')"
+
+    read = run(code, read_paths=(str(tmp_path),))
+    written = run(code, write_paths=(str(tmp_path),))
+
+    assert (read.stdout, read.rc) == ("mine\n", 1)
+    assert (written.stdout, written.rc) == ("mine\n", 0), written
+    assert (tmp_path / "new").stat().st_uid == os.getuid()
+
+
 @pytest.mark.parametrize("path", ["relative", "/", "/proc", "/proc/1", "/tmp/../etc"])
 def test_a_path_that_would_show_too_much_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="show"):

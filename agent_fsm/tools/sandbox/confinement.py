@@ -23,7 +23,8 @@ class Confinement:
     read_paths: tuple[str, ...] = ()
     """Files and folders shown read-only at the same path inside; absolute."""
     write_paths: tuple[str, ...] = ()
-    """Files and folders that may be written to; absolute. For root's calls they must be writable for the call's uid."""
+    """Files and folders that may be written to; absolute. As root, whose calls run as another user: at strict both are
+    used as their owner would (if the file system can show other owners), at basic as anybody would."""
     env: Mapping[str, str] = field(factory=dict)
     """Variables beside the few that are always set (PATH, HOME, TMPDIR, ...), over which they win."""
     memory_bytes: int = 512 * 2**20

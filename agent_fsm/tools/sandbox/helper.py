@@ -9,7 +9,7 @@ Nothing is imported that isn't needed: each millisecond here is one of every cal
 """
 
 # pathlib would take 6 ms of each start
-# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH120, PTH208, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH116, PTH120, PTH208, PTH211
 
 import errno
 import fcntl
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         early_uid: int | None
         inner_uid: int
         mounts: tuple[tuple[str, int], ...]
+        lent: tuple[str, ...]
         links: tuple[tuple[str, str], ...]
         texts: dict[str, str]
         private: tuple[tuple[str, int], ...]
@@ -99,12 +100,13 @@ def _run(config: "Config") -> int:
     kernel.die_with_parent(signals.SIGKILL)
     if os.getppid() != config["parent"]:
         os._exit(_FAILED)
+    users = _lenders(config)
     _unshare(config)
     outer_alive, alive = os.pipe()  # for the moments in which PID 1 has not yet asked for its parent-death signal
     pid = os.fork()
     if not pid:
         os.close(alive)
-        _guarded(config, lambda: _first(config, outer_alive))
+        _guarded(config, lambda: _first(config, outer_alive, users))
     os.close(outer_alive)
     ended = os.waitpid(pid, 0)[1]
     reported = decode(_read_all(config["report"]))
@@ -143,6 +145,53 @@ def _own_pipes(config: "Config") -> None:
             os.fchown(descriptor, uid, uid)
 
 
+def _lenders(config: "Config") -> dict[str, int]:
+    """Return a user namespace for each path that is lent; none where there are no user namespaces."""
+    try:
+        return {path: _lender(path, config["inner_uid"]) for path in config["lent"]}
+    except OSError:
+        return {}
+
+
+def _lender(path: str, uid: int) -> int:
+    """Return a user namespace in which what the owner of *path* owns is owned by that user.
+
+    A namespace is there as long as a process is in it or a descriptor open; its maps are written from outside.
+    """
+    ready, made = os.pipe()
+    wait, done = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(done)
+            kernel.unshare(kernel.NEWUSER)
+            os.close(made)
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    os.close(made)
+    os.close(wait)
+    try:
+        os.read(ready, 1)
+        owner = os.stat(path)
+        _write(f"/proc/{pid}/uid_map", b"%d %d 1" % (owner.st_uid, uid))
+        _write(f"/proc/{pid}/gid_map", b"%d %d 1" % (owner.st_gid, uid))
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(ready)
+        os.close(done)
+        os.waitpid(pid, 0)
+
+
+def _lend(tree: int, users: int) -> None:
+    try:
+        kernel.lend(tree, users)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):  # file systems that can't show other owners
+            raise
+    os.close(users)
+
+
 def _unshare(config: "Config") -> None:
     uid, gid = os.geteuid(), os.getegid()
     if not config["namespaces"]:
@@ -169,12 +218,12 @@ def _write(path: str, text: bytes, flags: int = 0) -> None:
 # The first process of the namespace
 
 
-def _first(config: "Config", outer_alive: int) -> None:
+def _first(config: "Config", outer_alive: int, users: dict[str, int]) -> None:
     signals.signal(signals.SIGINT, signals.SIG_IGN)
     if config["namespaces"] & kernel.NEWNET:
         _bound_tcp()
     if config["namespaces"] & kernel.NEWNS:
-        _make_root(config)
+        _make_root(config, users)
     if config["namespaces"] & kernel.NEWUTS:
         kernel.set_hostname(_HOST)
     if config["namespaces"] & kernel.NEWNET:
@@ -239,10 +288,13 @@ def _bound_tcp() -> None:
             return
 
 
-def _make_root(config: "Config") -> None:
+def _make_root(config: "Config", users: dict[str, int]) -> None:
     """Put together the files that are seen inside, and let go of all others."""
     kernel.make_private()
     trees = [(target, kernel.clone_tree(target, attributes)) for target, attributes in config["mounts"]]
+    for target, tree in trees:
+        if target in users:
+            _lend(tree, users[target])
     kernel.mount("tmpfs", "/tmp", "size=1m,mode=0755", kernel.NO_SUID | kernel.NO_DEVICES)
     os.chdir("/tmp")
     private = _private_folders(config)

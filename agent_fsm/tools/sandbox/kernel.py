@@ -17,6 +17,7 @@ NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
 )
 READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC = 1, 2, 4, 8
 """Attributes of mounts."""
+_ID_MAP = 0x00100000
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _MOUNT_SETATTR = 428, 429, 436, 442
@@ -133,9 +134,18 @@ def clone_tree(path: str, attributes: int) -> int:
     return tree
 
 
-def set_attributes(folder: int, path: str, attributes: int, flags: int = 0) -> None:
+def lend(tree: int, users: int) -> None:
+    """Show the files of a copy that `clone_tree` returned as owned by other users, as the namespace *users* maps them.
+
+    Raises:
+        OSError: the file system can't do that.
+    """
+    set_attributes(tree, "", _ID_MAP, _AT_EMPTY_PATH | _AT_RECURSIVE, users)
+
+
+def set_attributes(folder: int, path: str, attributes: int, flags: int = 0, users: int = 0) -> None:
     """Add attributes to a mount."""
-    wanted = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+    wanted = (ctypes.c_uint64 * 4)(attributes, 0, 0, users)
     size = ctypes.sizeof(wanted)
     _syscall(f"mount_setattr {path}", _MOUNT_SETATTR, folder, os.fsencode(path), flags, wanted, size)
 

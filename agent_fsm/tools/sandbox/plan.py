@@ -211,8 +211,12 @@ def _environment(confinement: Confinement, folder: str, temporary: str) -> dict[
     return fixed | dict(confinement.env)
 
 
-def _filter(confinement: Confinement, *, contained: bool, own_network: bool) -> bytes | None:
-    """Return the seccomp filter. *contained*: whether a process namespace keeps the processes together."""
+def _filter(confinement: Confinement, *, contained: bool, own_network: bool, nobody: bool) -> bytes | None:
+    """Return the seccomp filter.
+
+    *contained*: whether a process namespace keeps the processes together. *nobody*: whether they run as a user that
+    owns nothing outside.
+    """
     try:
         scoped = kernel.landlock_version() >= 6
     except OSError:
@@ -223,7 +227,6 @@ def _filter(confinement: Confinement, *, contained: bool, own_network: bool) -> 
         families = (_UNIX, _INET, _INET6, _NETLINK) if contained and scoped else (_INET, _INET6)
     else:
         families = ()
-    nobody = os.geteuid() == 0  # then the process's user owns nothing outside
     return filters.program(
         platform.machine(),
         families=families,
@@ -282,6 +285,7 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
     private = [("/tmp", 0o1777), ("/dev/shm", 0o1777), (folder, 0o700)] if own_root else []
     writable = [target for target, _ in private] or [base]
     mounts = [(path, _ATTRIBUTES[kind]) for path, kind in seen.items()]
+    shown = [os.path.realpath(each) for each in (*confinement.read_paths, *confinement.write_paths)]
     mounts += [(each, _ATTRIBUTES["device"]) for each in _DEVICES if Path(each).exists()]
     namespaces = sum(spaces.values()) | (kernel.NEWUSER if spaces and who.own_namespace else 0)
     changed = who.uid if strict else who.outer_uid
@@ -307,6 +311,7 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
         "early_uid": who.early_uid if strict else None,
         "inner_uid": who.inner_uid,
         "mounts": tuple(mounts),
+        "lent": tuple(shown) if own_root and changed is not None else (),
         "links": (*links, *_DEVICE_LINKS),
         "texts": _texts(who.inner_uid),
         "private": tuple(private),
@@ -317,6 +322,7 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
         else _filter(
             confinement,
             contained="processes" in spaces or confinement.level == "strict",
+            nobody=changed is not None or who.early_uid is not None,
             own_network="network" in spaces or ("network" in without and confinement.level == "strict"),
         ),
         "limits": _limits(confinement, own),
