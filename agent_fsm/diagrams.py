@@ -12,6 +12,7 @@ digest of the DOT that it was drawn from, for `drawn_from` to read.
 """
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,12 @@ __all__ = ["DiagramError", "dot", "drawn_from", "mermaid", "rows_of", "svg"]
 
 GRAPHVIZ_TIMEOUT_S = 30.0
 """Graphviz takes a fraction of a second for a table; beyond this it hangs."""
+_INHERITED = (
+    *("PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
+    *("XDG_DATA_HOME", "FONTCONFIG_FILE", "FONTCONFIG_PATH", "GDFONTPATH", "DOTFONTPATH", "GVBINDIR"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+)
+"""What Graphviz gets of our environment, beside `LC_*`."""
 
 
 class DiagramError(AgentFsmError, RuntimeError):
@@ -372,9 +379,15 @@ def _drawn(source: str) -> str:
 
 
 def _drawn_by(command: str, source: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith("LC_")}
     try:
         done = subprocess.run(
-            [command, "-Tsvg"], input=source.encode(), capture_output=True, timeout=GRAPHVIZ_TIMEOUT_S, check=False
+            [command, "-Tsvg"],
+            input=source.encode(),
+            capture_output=True,
+            timeout=GRAPHVIZ_TIMEOUT_S,
+            check=False,
+            env=kept,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DiagramError(f"{command} could not draw the diagram: {error}") from error

@@ -94,6 +94,10 @@ def _variables(instance: object, attribute: "Attribute[Any]", value: object) -> 
         raise ConfigError(f"{attribute.name} must be a mapping of names to strings, not {value!r}")
 
 
+def _names(variables: Mapping[str, str]) -> str:
+    return f"{{{', '.join(f'{name}=***' for name in variables)}}}"  # what is in them may be secret
+
+
 def _patterns(instance: object, attribute: "Attribute[Any]", value: object) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{attribute.name} must be a mapping of programs to patterns, not {value!r}")
@@ -147,7 +151,7 @@ class LocalMCPInvoker:
     """Characters of stdout, and as many of stderr, that are kept; of more, the head and the tail, half each."""
     max_output_bytes: int = field(default=64 * 2**20, kw_only=True, validator=_whole)
     """Bytes of stdout and stderr together beyond which (`>`) the process group is killed."""
-    env: Mapping[str, str] = field(factory=dict, kw_only=True, validator=_variables)
+    env: Mapping[str, str] = field(factory=dict, kw_only=True, validator=_variables, repr=_names)
     """Variables for the children, beside the few harmless ones that they have."""
     shell_arguments: Mapping[str, Sequence[str]] = field(factory=dict, kw_only=True, validator=_patterns)
     """What some programs may be given, by their name as in `shell_allow_prefixes`: regular expressions, one of which
