@@ -768,8 +768,9 @@ for path in ("/proc/self/exe", os.path.realpath(sys.executable), os.__file__, f"
         "files",
         """
 for path in (os.path.realpath(sys.executable), os.__file__):
-    mode = os.stat(path).st_mode & 0o7777
-    if attempt(lambda: os.chmod(path, mode) or True): escaped(path)
+    before = os.stat(path)
+    attempt(os.chmod, path, before.st_mode & 0o7777)
+    if os.stat(path).st_ctime_ns != before.st_ctime_ns: escaped(path)
 """,
     ),
     Attack(

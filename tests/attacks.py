@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, fields_dict, frozen
+from attrs import asdict, evolve, fields_dict, frozen
 
 from agent_fsm.protocol import ToolResult
 from agent_fsm.tools.local import LocalMCPInvoker
@@ -44,6 +44,7 @@ SLACK_S = 0.25
 """How much later its result may come."""
 GONE_S = 0.5
 """How long processes that were killed may take to be gone, where all are busy with others."""
+REMOVED_S = 15
 SECRET = "CANARY_API_KEY"
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
@@ -458,7 +459,12 @@ async def _make_calls(attacks: Sequence[Attack], level: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGURG, lambda: signals.update([signal.SIGURG]))
     await _invoker_warmed(level)
     for attack in attacks:
-        print(json.dumps(asdict(await make_call(attack, level, canary, signals))), flush=True)
+        run = await make_call(attack, level, canary, signals)
+        if not run.tried and not run.breaches:  # the machine was too busy for it to begin in time
+            first, patient = run, evolve(attack, timeout_s=4 * attack.timeout_s)
+            run = await make_call(patient, level, canary, signals)
+            run = evolve(run, over_s=max(first.over_s, run.over_s))
+        print(json.dumps(asdict(run)), flush=True)
 
 
 async def _invoker_warmed(level: str) -> None:
@@ -473,7 +479,12 @@ def _work(level: str, names: Sequence[str]) -> None:
     by_name = {attack.name: attack for attack in ATTACKS}
     try:
         asyncio.run(_make_calls([by_name[name] for name in names], level))
-        left = [str(path) for path in Path(tempfile.gettempdir()).iterdir()]
+        # Very many folders in each other, which only basic and off have, are removed after the result.
+        patient_until = time.monotonic() + REMOVED_S
+        while (left := [str(path) for path in Path(tempfile.gettempdir()).iterdir()]) and level != "strict":
+            if time.monotonic() > patient_until:
+                break
+            time.sleep(0.1)
         print(json.dumps({"processes": _end(descendants), "files": left}), flush=True)
     finally:
         _end(descendants)

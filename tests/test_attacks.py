@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agent_fsm.tools.local import LocalMCPInvoker
 from agent_fsm.tools.sandbox import Probe, probe
 from tests.attack_snippets import ATTACKS
 from tests.attacks import NOBODY, ROOT, SLACK_S, Outcome, attacks_at, distribution, run_attacks
+from tests.honest_scripts import SCRIPTS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or probe().level != "strict", reason="level strict does not hold here"
@@ -227,14 +229,19 @@ def test_where_the_kernel_gives_no_namespaces_that_is_said_and_strict_is_refused
 
 @pytest.mark.slow
 @pytest.mark.parametrize("user", [None, *([NOBODY] if AS_ROOT else [])])
-def test_five_hundred_hostile_calls_come_to_nothing(user: int | None) -> None:
+def test_five_hundred_hostile_calls_come_to_nothing_and_honest_ones_work_beside_them(user: int | None) -> None:
     attacks = attacks_at("strict", root=AS_ROOT and user is None)
     rounds = (attacks * 4)[:500]
 
-    outcome = run_attacks("strict", rounds, user=user)
+    with ThreadPoolExecutor(1) as beside:
+        hostile = beside.submit(run_attacks, "strict", rounds, user=user)
+        honest = {name: called(LocalMCPInvoker(sandbox="strict"), code) for name, code in SCRIPTS.items()}
+        assert not hostile.done()
+        outcome = hostile.result()
 
     print(f"\nas uid {os.getuid() if user is None else user}: {distribution(outcome.runs)}")
     assert len(outcome.runs) == 500
     assert {run.name: (run.breaches, run.said) for run in outcome.runs if run.breaches or not run.tried} == {}
     assert {run.name: run.over_s for run in outcome.runs if run.over_s > SLACK_S} == {}
     assert (outcome.processes, outcome.files) == (0, ())
+    assert {name: said for name, said in honest.items() if not said["ok"]} == {}
