@@ -573,6 +573,27 @@ def test_the_level_reached_says_what_keeps_it_from_the_next() -> None:
     assert probe(frozenset({"namespaces", "landlock"})).level == "off"
 
 
+@pytest.mark.skipif(not shutil.which("unshare"), reason="nothing to use user namespaces up with")
+def test_where_user_namespaces_are_used_up_basic_is_what_holds() -> None:
+    code = "from agent_fsm.tools.sandbox import probe; print(probe())"
+    command = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
+
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", command, sys.executable, code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+    if done.stderr.startswith("unshare:"):
+        pytest.skip(done.stderr)
+    assert "strict: unshare: No space left on device: ENOSPC" in done.stdout, done
+    assert "level='basic'" in done.stdout
+
+
 # Files that are kept
 
 

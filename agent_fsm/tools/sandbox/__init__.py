@@ -222,11 +222,13 @@ def _probed(without: frozenset[str]) -> Probe:
     why: list[str] = []
     levels: tuple[Level, ...] = ("strict", "basic")
     for level in levels:
-        fault = _missing(level, without) or _fault(level, without)
+        fault, note = _missing(level, without), ""
+        if not fault:
+            fault, note = _fault(level, without)
         if not fault:
             if level == "strict" and _missing("basic", without):
                 why.append("there is no second line of defence: Landlock is missing")
-            return Probe(level, "; ".join(why))
+            return Probe(level, "; ".join((*why, note) if note else why))
         why.append(f"{level}: {fault}")
     return Probe("off", "; ".join(why))
 
@@ -248,8 +250,11 @@ def _missing(level: Level, without: frozenset[str]) -> str:
     return ""
 
 
-def _fault(level: Level, without: frozenset[str]) -> str:
-    """Return what went wrong with a contained process that tries to get out; empty if it ran and could not."""
+def _fault(level: Level, without: frozenset[str]) -> tuple[str, str]:
+    """Return what went wrong with a contained process that tries to get out, and what its report notes.
+
+    The first is empty if the process ran and could not get out.
+    """
     import socket
 
     confinement = Confinement(level, packages=False)
@@ -271,10 +276,11 @@ def _fault(level: Level, without: frozenset[str]) -> str:
                     timeout=_PROBE_S,
                     start_new_session=True,
                 )
-                error = launched.report().error
+                report = launched.report()
     except (OSError, ValueError, subprocess.TimeoutExpired) as failed:
-        return str(failed)
+        return str(failed), ""
     said = done.stdout.decode(errors="replace").strip()
     if said == "seen:":
-        return ""
-    return error or said or f"exit code {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"
+        return "", report.note
+    ended = f"exit code {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"
+    return report.error or said or ended, ""

@@ -66,6 +66,7 @@ else:
     import _signal as signals  # signal's enumerations would take 3 ms
 
 _POLL_S = 0.05
+_UNWATCHED = "/proc is masked here: memory is bounded for each process, not for all together, and processes are fewer"
 _FAILED = 125
 """Exit code of the outer process when the sandbox could not be made or the program not be started."""
 _HOST = b"sandbox"
@@ -378,6 +379,8 @@ def _supervise(config: "Config", alive: tuple[int, ...]) -> None:
     _kill_all()
     error = os.read(started, 4096)
     kept, note = _collect(config) if config["keep"] and config["level"] == "strict" else ({}, "")
+    if config["level"] == "strict" and not config["watched"]:
+        note = "; ".join(each for each in (note, _UNWATCHED) if each)
     told = (killed_for, error.decode(errors="replace"), note)
     _report(config, _FAILED << 8 if error else status, told, kept)
     if config["level"] == "strict":
