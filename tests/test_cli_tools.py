@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from agent_fsm.cli.commands import ExitCode
+from agent_fsm.tools.sandbox import probe
 from tests.test_cli import alive, children, command, environment, ran
 from tests.tools_gateway import ToolsGateway, tool
 
@@ -109,6 +110,26 @@ def test_a_run_uses_a_gateway_and_its_token_shows_nowhere() -> None:
     assert [each.headers["authorization"] for each in gateway.invoked] == [f"Bearer {SECRET}"]
     assert "found, with ***" in done.stdout
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_local_tools_see_what_they_are_shown_and_no_more(tmp_path: Path) -> None:
+    if probe().level == "off":
+        pytest.skip(f"nothing is hidden here: {probe().why}")
+    (tmp_path / "shown.txt").write_text("it is shown")
+    task = f"Run python: print(open({str(tmp_path / 'shown.txt')!r}).read())"
+
+    shown = ran("run", task, "--quiet", "--read", str(tmp_path))
+    hidden = ran("run", task, "--quiet")
+
+    assert shown.stdout.splitlines()[-1] == "it is shown"
+    assert "No such file or directory" in hidden.stdout
+
+
+def test_a_sandbox_that_is_required_and_not_used_is_exit_code_2() -> None:
+    done = ran("run", "Run python: print(1)", "--sandbox", "basic", "--require-sandbox", "strict")
+
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert "require_sandbox" in done.stderr
 
 
 def test_images_that_a_task_names_are_attached(tmp_path: Path) -> None:

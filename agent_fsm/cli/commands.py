@@ -19,7 +19,7 @@ from agent_fsm.cli.checking import check
 from agent_fsm.cli.options import SectionedCommand, config_option, with_settings
 from agent_fsm.cli.serving import gateway, serve
 from agent_fsm.cli.settings import PREFIX, configure
-from agent_fsm.cli.tooling import chosen_tools, tool_options, tools
+from agent_fsm.cli.tooling import TOOL_OPTIONS, chosen_tools, tool_options, tools
 from agent_fsm.cli.view import View, clean, heading, live_view, plain_view, reason_text
 from agent_fsm.config import AgentConfig
 from agent_fsm.driver import AgentRun, close_loop, open_loop
@@ -100,7 +100,7 @@ for command in (check, tools, gateway, serve):
 @cli.command(
     cls=SectionedCommand,
     first=(
-        *("model", "kind", "mcp_config", "tools_url", "shell_allow"),
+        *("model", *TOOL_OPTIONS),
         *("max_iterations", "max_wallclock_seconds", "max_cost_usd"),
         *("config_file", "as_json", "quiet", "save", "log"),
     ),
@@ -121,10 +121,6 @@ Each setting of the agent can also stand in the environment ({PREFIX}MAX_ITERATI
 def run(
     task: str,
     *,
-    kind: str | None,
-    shell_allow: str,
-    tools_url: str | None,
-    mcp_config: Path | None,
     config_file: Path | None,
     images: bool,
     as_json: bool,
@@ -138,6 +134,7 @@ def run(
     On a terminal the run is shown as it goes; elsewhere a line a step is printed, and the answer last. Defaults stand
     in brackets.
     """
+    offered = chosen_tools(**{name: options.pop(name) for name in TOOL_OPTIONS})
     config = configure(options, os.environ, config_file)
     if task == "-":
         task = sys.stdin.buffer.read().decode(errors="replace")
@@ -148,7 +145,6 @@ def run(
     if log:
         _log_to_stderr()
     view = _view(config, as_json=as_json, quiet=quiet, log=log)
-    offered = chosen_tools(kind, shell_allow, tools_url, mcp_config)
     messages: list[dict[str, Any]] = [{"role": "user", "content": task}]
     if images:
         from agent_fsm.images import with_images

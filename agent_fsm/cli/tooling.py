@@ -14,47 +14,83 @@ from agent_fsm.protocol import ToolInvoker
 from agent_fsm.tools.combined import CombinedInvoker
 from agent_fsm.tools.local import EchoMCP, LocalMCPInvoker
 
-__all__ = ["chosen_tools", "tool_options", "tools"]
+__all__ = ["TOOL_OPTIONS", "chosen_tools", "tool_options", "tools"]
 
 TOKEN_VARIABLE: Final = f"{PREFIX}TOOLS_TOKEN"
+_LOCAL: Final = LocalMCPInvoker()
+_LEVELS: Final = ("strict", "basic", "off")
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--tools",
+        "kind",
+        type=click.Choice(["local", "echo", "research", "none"]),
+        default=None,
+        help="What the model may call; local: exec_python and exec_shell, contained as --sandbox says "
+        "[local, but none with --mcp-config or --tools-url]",
+    ),
+    click.option(
+        "--mcp-config",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Call the tools of the MCP servers in FILE: mcpServers or servers in JSON, mcp_servers in TOML",
+    ),
+    click.option(
+        "--tools-url",
+        metavar="URL",
+        help=f"Call the tools of the HTTP gateway there, with what {TOKEN_VARIABLE} holds as its bearer token",
+    ),
+    click.option(
+        "--shell-allow",
+        metavar="NAMES",
+        default=",".join(_LOCAL.shell_allow_prefixes),
+        help="Programs that exec_shell may start; python or pip among them allow everything that the sandbox lets "
+        f"happen [{','.join(_LOCAL.shell_allow_prefixes)}]",
+    ),
+    click.option(
+        "--sandbox",
+        type=click.Choice(_LEVELS),
+        default=_LOCAL.sandbox,
+        help=f"The most containment of local tools; where less holds, results say so [{_LOCAL.sandbox}]",
+    ),
+    click.option(
+        "--require-sandbox", type=click.Choice(_LEVELS), default=None, help="Run no local tools below this [off]"
+    ),
+    click.option(
+        "--read",
+        "read_paths",
+        metavar="PATH",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="What local tools may read, too; may be given more than once",
+    ),
+    click.option(
+        "--write",
+        "write_paths",
+        metavar="PATH",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="What they may write to, too",
+    ),
+    click.option("--network", is_flag=True, help="Let local tools use the network"),
+)
+TOOL_OPTIONS: Final = (
+    *("kind", "mcp_config", "tools_url", "shell_allow", "sandbox", "require_sandbox"),
+    *("read_paths", "write_paths", "network"),
+)
+"""The names of the arguments that `tool_options` makes."""
 
 
 def tool_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return *command* with the options that choose tools; they arrive as the arguments of `chosen_tools`."""
-    allowed = ",".join(LocalMCPInvoker().shell_allow_prefixes)
-    for option in (
-        click.option(
-            "--shell-allow",
-            metavar="NAMES",
-            default=allowed,
-            help=f"Programs that exec_shell may start; python or pip among them allow everything [{allowed}]",
-        ),
-        click.option(
-            "--tools-url",
-            metavar="URL",
-            help=f"Call the tools of the HTTP gateway there, with what {TOKEN_VARIABLE} holds as its bearer token",
-        ),
-        click.option(
-            "--mcp-config",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Call the tools of the MCP servers in FILE: mcpServers or servers in JSON, mcp_servers in TOML",
-        ),
-        click.option(
-            "--tools",
-            "kind",
-            type=click.Choice(["local", "echo", "research", "none"]),
-            default=None,
-            help="What the model may call; local: exec_python and exec_shell, with your rights on this machine "
-            "[local, but none with --mcp-config or --tools-url]",
-        ),
-    ):
+    for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def chosen_tools(
-    kind: str | None, shell_allow: str, tools_url: str | None, mcp_config: Path | None
+    *, kind: str | None, mcp_config: Path | None, tools_url: str | None, shell_allow: str, **local: Any
 ) -> ToolInvoker | None:
     """Return the tools that the options name, together if they name several.
 
@@ -64,7 +100,8 @@ def chosen_tools(
     backends: dict[str, ToolInvoker] = {}
     match kind or ("local" if tools_url is None and mcp_config is None else "none"):
         case "local":
-            backends["local"] = LocalMCPInvoker(names(shell_allow))
+            local |= {name: [str(path.absolute()) for path in local[name]] for name in ("read_paths", "write_paths")}
+            backends["local"] = LocalMCPInvoker(names(shell_allow), **local)
         case "echo":
             backends["echo"] = EchoMCP()
         case "research":
