@@ -403,13 +403,25 @@ def test_a_cancelled_call_leaves_no_process_and_no_folder(
 
 
 @pytest.mark.parametrize("cancels", [1, 2])
-def test_a_call_cancelled_at_any_of_its_first_steps_leaves_no_child(cancels: int) -> None:
+def test_a_call_cancelled_at_any_of_its_first_steps_leaves_nothing(cancels: int, token: str) -> None:
     code = f"""
 import asyncio, contextlib, os, time
+from pathlib import Path
 from agent_fsm.tools.local import LocalMCPInvoker
 
+async def both():
+    tools = LocalMCPInvoker()
+    await tools.list_openai_tools()  # so that no step goes by in the probe
+    await tools.call_openai_tool({{"function": {{"name": "exec_shell", "arguments": {{"cmd": "echo"}}}}}})
+
+def descriptors():
+    return sorted(os.listdir("/dev/fd"))
+
+asyncio.run(both())
+before = descriptors()
+
 async def cancelled_after(steps):
-    arguments = {{"code": "import time; time.sleep({FOREVER_S})"}}
+    arguments = {{"code": {starts_sleeper(token) + f"time.sleep({FOREVER_S})"!r}}}
     call = {{"function": {{"name": "exec_python", "arguments": arguments}}}}
     running = asyncio.ensure_future(LocalMCPInvoker().call_openai_tool(call))
     for _ in range(steps):
@@ -420,13 +432,16 @@ async def cancelled_after(steps):
     await asyncio.wait([running])
     assert running.cancelled()
 
-for steps in range(6):
+for steps in range(8):
     asyncio.run(cancelled_after(steps))
     with contextlib.suppress(ChildProcessError):
         print("left", os.waitpid(-1, os.WNOHANG))
+    if before != descriptors():
+        print("open", before, descriptors())
 """
 
     assert in_a_strict_process(code) == ""
+    assert not running(token)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -256,7 +256,8 @@ async def _kill(process: "subprocess.Popen[bytes]", exited: "asyncio.Future[None
 
 
 def _children(pid: int) -> list[int]:
-    """Return pidfds of the processes that *pid*'s first thread has started; none where the system doesn't tell."""
+    """Return pidfds of the processes that *pid*'s first thread has started and that will not outlive its group; none
+    where the system doesn't tell."""
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -264,8 +265,16 @@ def _children(pid: int) -> list[int]:
     found = []
     for child in listed:
         with suppress(AttributeError, OSError):  # no pidfds, it has ended, or no descriptor left
-            found.append(os.pidfd_open(int(child)))
+            if os.getpgid(int(child)) == pid or _in_another_namespace(int(child)):
+                found.append(os.pidfd_open(int(child)))
     return found
+
+
+def _in_another_namespace(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/ns/pid").readlink() != Path("/proc/self/ns/pid").readlink()
+    except PermissionError:  # it has shut itself in
+        return True
 
 
 def _gone(pidfd: int, closing: ExitStack) -> "asyncio.Future[None]":
