@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -24,6 +24,7 @@ from agent_fsm.errors import ConfigError, RunningLoopError
 from agent_fsm.machine import Run, next_effect, request, start, step
 from agent_fsm.messages import cut, not_run_results
 from agent_fsm.protocol import (
+    ABANDONED,
     PLAN,
     AgentResult,
     AskModel,
@@ -90,11 +91,17 @@ class _Turn:
     slots: list[ToolResult | None]
     started: dict[int, float]
     """When each call was started, in the loop's time."""
+    abandoned: set[int]
+    """Those that were started and would not end, and so may go on."""
 
     def start(self, number: int, time: float) -> dict[str, Any]:
         """Note that a call is started, and return it in the form in which an invoker takes it."""
         self.started[number] = time
         return self.calls[number].as_openai()
+
+    def abandon(self, numbers: Iterable[int]) -> None:
+        """Note that these calls go on, if they have not finished."""
+        self.abandoned.update(number for number in numbers if self.slots[number] is None)
 
     def results(self, why: str, time: float) -> tuple[ToolResult, ...]:
         """Return one result a call; *why* says why those without one have none at this *time*."""
@@ -104,7 +111,10 @@ class _Turn:
         """Return the result of a call that has not finished."""
         call, began = self.calls[number], self.started.get(number)
         if began is not None:
-            text = f"interrupted: {why} before this call finished; what it did until then is unknown"
+            what = "what it did until then"
+            if number in self.abandoned:
+                what = "it was abandoned and may go on, and what it does"
+            text = f"interrupted: {why} before this call finished; {what} is unknown"
         else:
             text = f"not run: {why} before this call was started"
         seconds = 0.0 if began is None else time - began
@@ -360,8 +370,10 @@ class AgentRun:
             outcome = function(*arguments)
             if hasattr(outcome, "__await__"):
                 outcome = await outcome
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             outcome = self._why_cancelled(hand) if hand is self._hand else None
+            if self._turn is not None and hand is self._hand and _goes_on(error):
+                self._turn.abandon(self._turn.started)
         except Exception as error:  # noqa: BLE001 # user-supplied code may raise anything
             outcome = _Raised(error)
         if hand is not self._hand:
@@ -412,6 +424,8 @@ class AgentRun:
 
     def _abandon(self, hand: "asyncio.Task[None]", events: int) -> None:
         if hand is self._hand and not hand.done() and self._awaiting and events == len(self._events):
+            if self._turn is not None:
+                self._turn.abandon(self._turn.started)
             self._new_hand(cut_short=True)
 
     def _interrupted(self, *, started: bool = True) -> Event:
@@ -493,7 +507,9 @@ class AgentRun:
     def _new_turn(self) -> _Turn:
         reply = self._run.pending
         calls = () if reply is None else reply.calls
-        return _Turn(calls, [next(iter(not_run_results([call]))) if call.not_run else None for call in calls], {})
+        return _Turn(
+            calls, [next(iter(not_run_results([call]))) if call.not_run else None for call in calls], {}, set()
+        )
 
     async def _run_tools(self, left: float) -> Event:
         turn = self._turn
@@ -539,6 +555,7 @@ class AgentRun:
                 done, _ = await asyncio.wait(running, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
                 late = {task for task, number in running.items() if clock() >= turn.started[number] + limit} - done
                 await _end(late)
+                turn.abandon(running[task] for task in late if not task.done())
                 for task in late:
                     task.add_done_callback(_look_at)
                 for task in done | late:
@@ -550,11 +567,17 @@ class AgentRun:
                         turn.slots[number] = turn.without_result(number, why, clock())
         finally:
             await _end(running)
+            turn.abandon(number for task, number in running.items() if not task.done())
             for task in running:
                 task.add_done_callback(_look_at)
 
     async def _call_one(self, turn: _Turn, number: int, call: dict[str, Any]) -> None:
-        outcome = await _outcome(self._call_tool, call)
+        try:
+            outcome = await _outcome(self._call_tool, call)
+        except asyncio.CancelledError as error:
+            if _goes_on(error):
+                turn.abandon([number])
+            raise
         if turn.slots[number] is None:  # else its time was over before
             self._store(turn, number, outcome)
 
@@ -580,6 +603,11 @@ def _timed_out(config: AgentConfig) -> str:
 def _killed(hand: "asyncio.Task[None]") -> bool:
     """Return whether *hand* was ended from outside, as by KeyboardInterrupt."""
     return hand.done() and (hand.cancelled() or not isinstance(hand.exception(), Exception | None))
+
+
+def _goes_on(error: BaseException) -> bool:
+    """Return whether a tool says of its cancelled call that it goes on, as one in a thread does."""
+    return ABANDONED in getattr(error, "__notes__", ())
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:

@@ -8,11 +8,12 @@ instance; nobody writes to it all the same.
 
 from collections.abc import Awaitable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import define, frozen
 
 __all__ = [
+    "ABANDONED",
     "CALL_TOOLS",
     "DONE",
     "OBSERVE",
@@ -388,6 +389,10 @@ class ModelClient(Protocol):
     def complete(self, request: ModelRequest, /) -> Awaitable[Any]: ...
 
 
+ABANDONED: Final = "abandoned: what this call has begun goes on"
+"""The note of a CancelledError that leaves something behind."""
+
+
 class ToolInvoker(Protocol):
     """Anything that lists OpenAI function tools and calls one.
 
@@ -402,9 +407,12 @@ class ToolInvoker(Protocol):
     - `tools_changed() -> bool`, asked after each turn: True makes the driver list the tools again before the next
       request;
     - `for_run() -> ToolInvoker`, called as a run begins: what the run uses in its place. Its `async aclose()`, if it
-      has one, is awaited when the run is over: for 2 s if the run has that time left, else for 100 ms; then it is
+      has one, is awaited when the run is over: for 2 s if the run has that time left, else for 50 ms; then it is
       cancelled, and must let go of what it holds at once. So what a run opens ends with it, and one invoker can serve
       many runs.
+
+    A call that is cancelled, and can't stop what it has begun, may note `ABANDONED` on its CancelledError (`add_note`):
+    the model is then told that it may go on.
     """
 
     def list_openai_tools(self) -> Awaitable[list[dict[str, Any]]]: ...

@@ -20,7 +20,7 @@ from attrs import frozen
 
 from agent_fsm.errors import ConfigError
 from agent_fsm.messages import LEGAL_NAME, cut, decode_object
-from agent_fsm.protocol import ToolResult
+from agent_fsm.protocol import ABANDONED, ToolResult
 
 if TYPE_CHECKING:
     from docstring_parser import Docstring
@@ -265,8 +265,9 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
     threading.Thread(target=run, name="agent_fsm tool", daemon=True).start()
     try:
         await done
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
         if not given:  # else the function was done before the loop had a turn to hear of it, and that is no loss
+            error.add_note(ABANDONED)
             raise
     value, failure = given[0]
     if failure is not None:
