@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from agent_fsm import AgentConfig, AgentResult, AgentRun, FunctionTools, HttpToolsInvoker, LocalMCPInvoker
 from agent_fsm.testing import HANG, ScriptedModel, ScriptedTools, request_faults
@@ -26,7 +26,7 @@ from tests.tools_gateway import ToolsGateway
 
 TASK = [{"role": "user", "content": "Do it."}]
 PROMPT = {"role": "user", "content": "Go on."}
-DEADLINE_S = 0.4
+DEADLINE_S = 0.3
 SLACK_S = 0.25
 FOREVER_S = 60.0
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
@@ -60,7 +60,7 @@ def calling(*names: str, **arguments: Any) -> list[Any]:
 
 async def deaf(**arguments: Any) -> str:
     """Ignore every cancellation for a while."""
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 1.0
     while time.monotonic() < until:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(until - time.monotonic())
@@ -72,11 +72,11 @@ async def slow_to_clean_up(**arguments: Any) -> None:
         await asyncio.sleep(FOREVER_S)
     finally:
         with suppress(asyncio.CancelledError):
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.0)
 
 
 async def shielded(**arguments: Any) -> None:
-    await asyncio.shield(asyncio.sleep(1.5))
+    await asyncio.shield(asyncio.sleep(1.0))
 
 
 async def spawns(**arguments: Any) -> None:
@@ -238,6 +238,22 @@ def test_a_run_ends_in_time_whatever_it_was_doing(name: str) -> None:
     assert took_s <= DEADLINE_S + SLACK_S
 
 
+ABANDONED = "before this call finished; it was abandoned and may go on, and what it does is unknown"
+
+
+@pytest.mark.parametrize("limit", ["max_wallclock_seconds", "tool_timeout_seconds"])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("kind", ["deaf", "in a thread"])
+def test_a_call_that_was_abandoned_is_told_as_such(kind: str, number: int, limit: str) -> None:
+    world = _blocked(waiting, number) if kind == "in a thread" else _async_tool(deaf, *["work"] * number)
+    world = evolve(world, settings={"max_wallclock_seconds": 5.0, limit: 0.2})
+
+    result, _, _ = _ended(world)
+
+    told = [message["content"] for message in result.messages if message["role"] == "tool"]
+    assert [text[-len(ABANDONED) :] for text in told] == [ABANDONED] * number
+
+
 # Servers and processes
 
 
@@ -357,8 +373,9 @@ def _exit(run: str, hang_s: float) -> tuple[float, str]:
         killer.start()
         try:
             at, starved, reason = process.stdout.readline().split()
+            own_s = starved_s()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            ended = time.monotonic()
+            ended = time.monotonic() - (starved_s() - own_s)
             starved_then = int(Path(f"/proc/{process.pid}/schedstat").read_text("ascii").split()[1]) / 1e9
         finally:
             killer.cancel()
@@ -367,7 +384,15 @@ def _exit(run: str, hang_s: float) -> tuple[float, str]:
 
 
 @linux
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "functions",
+        "a model in a thread",
+        pytest.param("functions, asyncio.run", marks=pytest.mark.slow),
+        pytest.param("deaf tools", marks=pytest.mark.slow),
+    ],
+)
 def test_the_process_ends_at_once_though_something_hangs_in_it(name: str) -> None:
     plain_s, _ = _exit(RUNS[name], 0.0)
 
