@@ -33,13 +33,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, evolve, fields_dict, frozen
+from attrs import asdict, evolve, frozen
 
 from agent_fsm.protocol import ToolResult
 from agent_fsm.tools.local import LocalMCPInvoker
+from agent_fsm.tools.sandbox import Level
 from tests.attack_snippets import ATTACKS, PRELUDE, Attack
 
-LEVELS = ("strict", "basic", "off")
+LEVELS: tuple[Level, ...] = ("strict", "basic", "off")
 SLACK_S = 0.25
 """How much later its result may come."""
 GONE_S = 0.5
@@ -57,6 +58,17 @@ MOST_MEMORY_OF_MACHINE = 1100 * 2**20
 """Of all memory, what processes have mapped or not; higher, since others use the machine too."""
 MOST_DISK = 140 * 2**20
 MOST_RESULT_CHARS = 2_000_000
+
+
+@frozen
+class Setting:
+    """How calls are made."""
+
+    level: Level
+    packages: bool = True
+    """Whether installed packages can be imported; a call takes 50 ms longer for it."""
+    user: int | None = None
+    """Whose the calls are; None: ours."""
 
 
 @frozen
@@ -352,15 +364,15 @@ def _program(code: str, stage: Stage, level: str) -> str:
     return assigned + ("import subprocess\n" if "subprocess" in code else "") + PRELUDE + code
 
 
-def _invoker(level: str, attack: Attack, stage: Stage) -> LocalMCPInvoker:
-    wanted: dict[str, Any] = {
-        "sandbox": level,
-        "env": {"ATTACK_TAG": stage.tag},
-        "output_chars": 100_000,
-        "keep_files": attack.keep,
-        "read_paths": (str(stage.shown),) if attack.shows else (),
-    }
-    return LocalMCPInvoker(**{name: value for name, value in wanted.items() if name in fields_dict(LocalMCPInvoker)})
+def _invoker(setting: Setting, attack: Attack, stage: Stage) -> LocalMCPInvoker:
+    return LocalMCPInvoker(
+        sandbox=setting.level,
+        packages=setting.packages,
+        env={"ATTACK_TAG": stage.tag},
+        output_chars=100_000,
+        keep_files=attack.keep,
+        read_paths=(str(stage.shown),) if attack.shows else (),
+    )
 
 
 def _leaks(result: ToolResult, canary: str) -> list[str]:
@@ -399,7 +411,7 @@ async def _reach(port: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def make_call(attack: Attack, level: str, canary: str, signals: Counter[int]) -> Run:
+async def make_call(attack: Attack, setting: Setting, canary: str, signals: Counter[int]) -> Run:
     """Make one hostile call, end what it left, and return what came of it."""
     stage = Stage(attack, canary)
     aside = [asyncio.ensure_future(_reach(stage.free))] if "FREE" in attack.code else []
@@ -411,9 +423,9 @@ async def make_call(attack: Attack, level: str, canary: str, signals: Counter[in
         over_s, survivors, breaches = -attack.timeout_s, 0, []
         signals.clear()
         for code in filter(None, (attack.code, attack.then)):
-            call = {"code": _program(code, stage, level), "timeout_s": attack.timeout_s}
+            call = {"code": _program(code, stage, setting.level), "timeout_s": attack.timeout_s}
             started = time.monotonic()
-            result = await _result(_invoker(level, attack, stage), json.dumps(call))
+            result = await _result(_invoker(setting, attack, stage), json.dumps(call))
             over_s = max(over_s, time.monotonic() - started - attack.timeout_s)
             survivors += _end(lambda: _of_call(stage.tag))
             said = json.loads(result.text)
@@ -454,34 +466,28 @@ def _words(said: Mapping[str, Any]) -> list[str]:
 # The worker
 
 
-async def _make_calls(attacks: Sequence[Attack], level: str) -> None:
+async def _make_calls(attacks: Sequence[Attack], setting: Setting) -> None:
     canary, signals = os.environ[SECRET], Counter[int]()
     asyncio.get_running_loop().add_signal_handler(signal.SIGURG, lambda: signals.update([signal.SIGURG]))
-    await _invoker_warmed(level)
+    # The level is probed once in a process, before anything is measured.
+    await _result(LocalMCPInvoker(sandbox=setting.level), json.dumps({"code": "pass"}))
     for attack in attacks:
-        run = await make_call(attack, level, canary, signals)
+        run = await make_call(attack, setting, canary, signals)
         if not run.tried and not run.breaches:  # the machine was too busy for it to begin in time
             first, patient = run, evolve(attack, timeout_s=4 * attack.timeout_s)
-            run = await make_call(patient, level, canary, signals)
+            run = await make_call(patient, setting, canary, signals)
             run = evolve(run, over_s=max(first.over_s, run.over_s))
         print(json.dumps(asdict(run)), flush=True)
 
 
-async def _invoker_warmed(level: str) -> None:
-    """Let the level be probed, which is done once in a process, before anything is measured."""
-    code = json.dumps({"code": "pass"})
-    wanted: dict[str, Any] = {"sandbox": level} if "sandbox" in fields_dict(LocalMCPInvoker) else {}
-    await LocalMCPInvoker(**wanted).call_openai_tool({"function": {"name": "exec_python", "arguments": code}})
-
-
-def _work(level: str, names: Sequence[str]) -> None:
+def _work(setting: Setting, names: Sequence[str]) -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     by_name = {attack.name: attack for attack in ATTACKS}
     try:
-        asyncio.run(_make_calls([by_name[name] for name in names], level))
+        asyncio.run(_make_calls([by_name[name] for name in names], setting))
         # Very many folders in each other, which only basic and off have, are removed after the result.
         patient_until = time.monotonic() + REMOVED_S
-        while (left := [str(path) for path in Path(tempfile.gettempdir()).iterdir()]) and level != "strict":
+        while (left := [str(path) for path in Path(tempfile.gettempdir()).iterdir()]) and setting.level != "strict":
             if time.monotonic() > patient_until:
                 break
             time.sleep(0.1)
@@ -511,8 +517,9 @@ def attacks_at(level: str, *, root: bool, only: str = "") -> list[Attack]:
 
 
 @contextmanager
-def _worker(level: str, names: Sequence[str], user: int | None) -> Iterator["subprocess.Popen[str]"]:
-    site = sysconfig.get_paths()["purelib"]
+def _worker(setting: Setting, names: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    site, user = sysconfig.get_paths()["purelib"], setting.user
+    asked = ["--worker", "--level", setting.level, *([] if setting.packages else ["--no-packages"]), "--names", *names]
     folder = tempfile.mkdtemp(prefix="attacks-")
     with ExitStack() as closing:
         # Some attacks leave more folders in folders than shutil.rmtree can follow.
@@ -532,7 +539,7 @@ def _worker(level: str, names: Sequence[str], user: int | None) -> Iterator["sub
             SECRET: f"canary-{secrets.token_hex(16)}",
         }
         worker = subprocess.Popen(
-            [python, "-m", "tests.attacks", "--worker", "--level", level, "--names", *names],
+            [python, "-m", "tests.attacks", *asked],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -550,8 +557,8 @@ def _worker(level: str, names: Sequence[str], user: int | None) -> Iterator["sub
             worker.wait()
 
 
-def run_attacks(level: str, attacks: Sequence[Attack], *, workers: int = 4, user: int | None = None) -> Outcome:
-    """Make hostile calls at a level, and return what came of them.
+def run_attacks(setting: Setting, attacks: Sequence[Attack], *, workers: int = 4) -> Outcome:
+    """Make hostile calls, and return what came of them.
 
     Each worker makes one call after the other; a call that must be alone waits until only it is left.
 
@@ -562,8 +569,8 @@ def run_attacks(level: str, attacks: Sequence[Attack], *, workers: int = 4, user
     shares = [together[first::workers] for first in range(workers) if together[first::workers]]
     alone = [attack.name for attack in attacks if attack.alone]
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(lambda names: _run_worker(level, names, user), shares))
-    outcomes += [_run_worker(level, alone, user)] if alone else []
+        outcomes = list(pool.map(lambda names: _run_worker(setting, names), shares))
+    outcomes += [_run_worker(setting, alone)] if alone else []
     return Outcome(
         runs=tuple(run for outcome in outcomes for run in outcome.runs),
         processes=sum(outcome.processes for outcome in outcomes),
@@ -571,8 +578,8 @@ def run_attacks(level: str, attacks: Sequence[Attack], *, workers: int = 4, user
     )
 
 
-def _run_worker(level: str, names: Sequence[str], user: int | None) -> Outcome:
-    with _worker(level, names, user) as worker:
+def _run_worker(setting: Setting, names: Sequence[str]) -> Outcome:
+    with _worker(setting, names) as worker:
         assert worker.stdout is not None
         *lines, last = [json.loads(line) for line in worker.stdout] or [{}]
     if "processes" not in last:
@@ -643,18 +650,23 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="calls at a time")
     parser.add_argument("--nobody", action="store_true", help="as an ordinary user, if started as root")
     parser.add_argument("--table", action="store_true", help="print the tables")
+    parser.add_argument("--no-packages", action="store_true", help="start Python without what is installed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--names", nargs="*", default=[], help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
-        _work(asked.level, asked.names)
+        _work(Setting(asked.level, not asked.no_packages), asked.names)
         return
-    user = NOBODY if asked.nobody else None
+    root = os.getuid() == 0
     outcomes = {}
     for level in (asked.level,) if asked.level else LEVELS if asked.table else LEVELS[:1]:
-        attacks = attacks_at(level, root=os.getuid() == 0 and user is None, only=asked.only)
+        # At basic, root's calls can't be made where its Python is under its home.
+        user = NOBODY if root and (asked.nobody or level == "basic") else None
+        attacks = attacks_at(level, root=root and user is None, only=asked.only)
         rounds = attacks * -(-(asked.calls or 1) // len(attacks))
-        outcomes[level] = outcome = run_attacks(level, rounds[: asked.calls or None], workers=asked.workers, user=user)
+        outcomes[level] = outcome = run_attacks(
+            Setting(level, not asked.no_packages, user), rounds[: asked.calls or None], workers=asked.workers
+        )
         reached = dict(Counter(run.level for run in outcome.runs))
         print(f"{level} (reached: {reached}): {distribution(outcome.runs)}")
         print(f"left: {outcome.processes} processes, files {outcome.files}")

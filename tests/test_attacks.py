@@ -19,7 +19,7 @@ from agent_fsm.testing import ScriptedModel
 from agent_fsm.tools.local import LocalMCPInvoker
 from agent_fsm.tools.sandbox import Probe, probe
 from tests.attack_snippets import ATTACKS
-from tests.attacks import NOBODY, ROOT, SLACK_S, Outcome, attacks_at, distribution, run_attacks
+from tests.attacks import NOBODY, ROOT, SLACK_S, Outcome, Setting, attacks_at, distribution, run_attacks
 from tests.honest_scripts import SCRIPTS
 
 pytestmark = pytest.mark.skipif(
@@ -47,7 +47,7 @@ EVIDENT = (
 
 @pytest.fixture(scope="module")
 def strict() -> Outcome:
-    return run_attacks("strict", attacks_at("strict", root=AS_ROOT))
+    return run_attacks(Setting("strict", packages=False), attacks_at("strict", root=AS_ROOT))
 
 
 def picked(names: Sequence[str]) -> list[Any]:
@@ -75,7 +75,7 @@ def test_hostile_calls_leave_no_process_and_no_file(strict: Outcome) -> None:
 
 
 def test_the_same_attacks_get_through_where_nothing_contains_them() -> None:
-    outcome = run_attacks("off", picked(EVIDENT))
+    outcome = run_attacks(Setting("off", packages=False), picked(EVIDENT), workers=2)
 
     assert {run.name for run in outcome.runs if run.breaches} == set(EVIDENT)
     assert outcome.processes == 0  # what they leave, this harness ends
@@ -83,9 +83,9 @@ def test_the_same_attacks_get_through_where_nothing_contains_them() -> None:
 
 @pytest.mark.skipif(not AS_ROOT or not Path("/usr/bin/python3").exists(), reason="is an ordinary user already")
 def test_an_ordinary_users_hostile_calls_come_to_nothing_too() -> None:
-    outcome = run_attacks(
-        "strict", picked((*EVIDENT, "has capabilities", "mounts", "kills whatever it can")), user=NOBODY
-    )
+    names = (*EVIDENT, "has capabilities", "mounts", "kills whatever it can")
+
+    outcome = run_attacks(Setting("strict", packages=False, user=NOBODY), picked(names), workers=2)
 
     assert {(run.level, run.tried, run.breaches) for run in outcome.runs} == {("strict", True, ())}
     assert (outcome.processes, outcome.files) == (0, ())
@@ -234,7 +234,7 @@ def test_five_hundred_hostile_calls_come_to_nothing_and_honest_ones_work_beside_
     rounds = (attacks * 4)[:500]
 
     with ThreadPoolExecutor(1) as beside:
-        hostile = beside.submit(run_attacks, "strict", rounds, user=user)
+        hostile = beside.submit(run_attacks, Setting("strict", user=user), rounds)
         honest = {name: called(LocalMCPInvoker(sandbox="strict"), code) for name, code in SCRIPTS.items()}
         assert not hostile.done()
         outcome = hostile.result()
