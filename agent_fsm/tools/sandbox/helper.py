@@ -57,7 +57,6 @@ if TYPE_CHECKING:
         own_network: bool
         filter: bytes | None
         limits: tuple[tuple[int, int], ...]
-        limits_unwatched: tuple[tuple[int, int], ...]
         watched: bool
         memory_bytes: int
         disk_bytes: int
@@ -66,7 +65,6 @@ else:
     import _signal as signals  # signal's enumerations would take 3 ms
 
 _POLL_S = 0.05
-_UNWATCHED = "/proc is masked here: memory is bounded for each process, not for all together, and processes are fewer"
 _FAILED = 125
 """Exit code of the outer process when the sandbox could not be made or the program not be started."""
 _HOST = b"sandbox"
@@ -102,13 +100,19 @@ def _run(config: "Config") -> int:
     if os.getppid() != config["parent"]:
         os._exit(_FAILED)
     users = _lenders(config)
+    processes = _open_processes()  # the machine's, which PID 1 takes away
     _unshare(config)
     outer_alive, alive = os.pipe()  # for the moments in which PID 1 has not yet asked for its parent-death signal
+    masked, tell_masked = os.pipe()
     pid = os.fork()
     if not pid:
-        os.close(alive)
-        _guarded(config, lambda: _first(config, outer_alive, users))
-    os.close(outer_alive)
+        for each in (processes, alive, masked):
+            os.close(each)
+        _guarded(config, lambda: _first(config, (outer_alive, tell_masked), users))
+    for each in (outer_alive, tell_masked):
+        os.close(each)
+    if os.read(masked, 1) and _watch_from_outside(config, pid, processes):
+        return int(signals.SIGKILL)
     ended = os.waitpid(pid, 0)[1]
     reported = decode(_read_all(config["report"]))
     if not reported:  # not its own doing: the machine was out of memory
@@ -219,12 +223,29 @@ def _write(path: str, text: bytes, flags: int = 0) -> None:
 # The first process of the namespace
 
 
-def _first(config: "Config", outer_alive: int, users: dict[str, int]) -> None:
+def _watch_from_outside(config: "Config", pid: int, processes: int) -> bool:
+    """Watch the memory where PID 1 can't; tell whether it was exceeded and all is killed."""
+    waiting = select.poll()
+    waiting.register(os.pidfd_open(pid), select.POLLIN)
+    while not waiting.poll(_POLL_S * 1000):
+        if _taken(config, _descendants(pid, processes), processes) > config["memory_bytes"]:
+            os.kill(pid, signals.SIGKILL)
+            os.waitpid(pid, 0)
+            _report(config, signals.SIGKILL, ("memory", "", ""), {})
+            return True
+    return False
+
+
+def _first(config: "Config", outer: tuple[int, int], users: dict[str, int]) -> None:
+    outer_alive, tell_masked = outer
     signals.signal(signals.SIGINT, signals.SIG_IGN)
     if config["namespaces"] & kernel.NEWNET:
         _bound_tcp()
     if config["namespaces"] & kernel.NEWNS:
         _make_root(config, users)
+        if not config["watched"]:
+            os.write(tell_masked, b"1")
+    os.close(tell_masked)
     if config["namespaces"] & kernel.NEWUTS:
         kernel.set_hostname(_HOST)
     if config["namespaces"] & kernel.NEWNET:
@@ -302,8 +323,7 @@ def _make_root(config: "Config", users: dict[str, int]) -> None:
     for target, tree in sorted([*private, *trees]):  # a folder before what is in it
         _make_place(target, tree)
         kernel.move_mount(tree, "." + target)
-    if not _mount_processes():
-        config["limits"], config["watched"] = config["limits_unwatched"], False
+    config["watched"] = _mount_processes()
     kernel.enter_root()
     # Only now: a link met on the way, to an absolute path, would lead out of what is not yet the root
     for path, text in config["texts"].items():
@@ -379,8 +399,6 @@ def _supervise(config: "Config", alive: tuple[int, ...]) -> None:
     _kill_all()
     error = os.read(started, 4096)
     kept, note = _collect(config) if config["keep"] and config["level"] == "strict" else ({}, "")
-    if config["level"] == "strict" and not config["watched"]:
-        note = "; ".join(each for each in (note, _UNWATCHED) if each)
     told = (killed_for, error.decode(errors="replace"), note)
     _report(config, _FAILED << 8 if error else status, told, kept)
     if config["level"] == "strict":
@@ -392,6 +410,7 @@ def _watch(config: "Config", pid: int, alive: tuple[int, ...]) -> tuple[int, str
     waiting = select.poll()
     for each in (*alive, os.pidfd_open(pid)):
         waiting.register(each, select.POLLIN)
+    processes = _open_processes() if config["watched"] else -1
     looked_at = time.monotonic()
     while True:
         ready = waiting.poll(_POLL_S * 1000)
@@ -402,7 +421,7 @@ def _watch(config: "Config", pid: int, alive: tuple[int, ...]) -> tuple[int, str
             return status, ""
         if config["watched"] and time.monotonic() - looked_at >= _POLL_S * 0.9:
             looked_at = time.monotonic()
-            exceeded = _exceeded(config)
+            exceeded = _exceeded(config, processes)
             if exceeded:  # the caller kills it
                 return signals.SIGKILL, exceeded
 
@@ -449,8 +468,9 @@ def _kill(pid: int) -> None:
 
 def _kill_descendants() -> None:
     # Orphans are adopted by this process; who forks meanwhile is met in the next round
+    processes = _open_processes()
     for _ in range(100):
-        below = _descendants()
+        below = _descendants(os.getpid(), processes)
         for each in below:
             _kill(each)
         if not below:
@@ -458,15 +478,19 @@ def _kill_descendants() -> None:
         _reap(0)
 
 
-def _descendants() -> list[int]:
-    """Return the living processes below this one."""
+def _open_processes() -> int:
+    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _descendants(top: int, processes: int) -> list[int]:
+    """Return the processes below that one."""
     found: list[int] = []
-    waiting = [os.getpid()]
+    waiting = [top]
     while waiting:
         pid = waiting.pop()
         try:
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                children = [int(each) for each in _read_file(f"/proc/{pid}/task/{thread}/children").split()]
+            for thread in _threads(pid, processes):
+                children = [int(each) for each in _read_file(f"{pid}/task/{thread}/children", processes).split()]
                 waiting += children
                 found += children
         except OSError:  # it has ended
@@ -474,35 +498,49 @@ def _descendants() -> list[int]:
     return found
 
 
-def _exceeded(config: "Config") -> str:
+def _threads(pid: int, processes: int) -> list[str]:
+    folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=processes)
+    try:
+        return os.listdir(folder)
+    finally:
+        os.close(folder)
+
+
+def _exceeded(config: "Config", processes: int) -> str:
     """Return which of the bounds that the kernel doesn't keep is exceeded."""
-    pids = [int(each) for each in os.listdir("/proc") if each.isdigit() and each != "1"] if os.getpid() == 1 else None
-    taken = sum(_memory(each) for each in (_descendants() if pids is None else pids))
-    if config["namespaces"] & kernel.NEWNET:
-        taken += _sockets() * _SOCKET_BYTES
-    if taken > config["memory_bytes"]:
+    if os.getpid() == 1:
+        pids = [int(each) for each in os.listdir(processes) if each.isdigit() and each != "1"]
+    else:
+        pids = _descendants(os.getpid(), processes)
+    if _taken(config, pids, processes) > config["memory_bytes"]:
         return "memory"
     if config["level"] == "basic" and _too_full(config["base"], config["disk_bytes"], config["files"]):
         return "disk"
     return ""
 
 
-def _memory(pid: int) -> int:
+def _taken(config: "Config", pids: list[int], processes: int) -> int:
+    """Return the bytes that those processes, and the sockets that they may have, take together."""
+    sockets = _sockets(processes) if config["namespaces"] & kernel.NEWNET else 0
+    return sum(_memory(each, processes) for each in pids) + sockets * _SOCKET_BYTES
+
+
+def _memory(pid: int, processes: int) -> int:
     """Return the bytes that a process takes for itself: what it maps of files isn't its own."""
     try:
-        lines = _read_file(f"/proc/{pid}/status").splitlines()
+        lines = _read_file(f"{pid}/status", processes).splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith((b"RssAnon:", b"RssShmem:")))
 
 
-def _sockets() -> int:
+def _sockets(processes: int) -> int:
     """Return the number of sockets in this network namespace, those of TCP twice: they have a buffer for each way.
 
     Their buffers are the kernel's memory, which no process is seen to take: 1.8 GB could be had by 50 processes.
     """
     try:
-        words = _read_file("/proc/self/net/sockstat").split()
+        words = _read_file("self/net/sockstat", processes).split()
     except OSError:
         return 0
     counts = [int(words[words.index(name) + 2]) for name in (b"sockets:", b"TCP:") if name in words]
@@ -628,8 +666,8 @@ def _read_all(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def _read_file(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _read_file(path: str, folder: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
         return os.read(descriptor, 65_536)
     finally:

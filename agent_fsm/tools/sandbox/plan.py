@@ -290,7 +290,6 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
     namespaces = sum(spaces.values()) | (kernel.NEWUSER if spaces and who.own_namespace else 0)
     changed = who.uid if strict else who.outer_uid
     own = (2 if who.own_namespace else 1) if strict else 0 if changed is not None else _own_processes() + 1
-    few = min(confinement.processes, 8)
     return {
         "level": confinement.level,
         "parent": os.getpid(),
@@ -326,11 +325,6 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
             own_network="network" in spaces or ("network" in without and confinement.level == "strict"),
         ),
         "limits": _limits(confinement, own),
-        "limits_unwatched": (
-            *_limits(confinement, own),
-            (resource.RLIMIT_AS, confinement.memory_bytes // 2),
-            (resource.RLIMIT_NPROC, few + own),
-        ),
         "watched": own_root or confinement.level == "basic",
         "memory_bytes": confinement.memory_bytes,
         "disk_bytes": confinement.disk_bytes,
