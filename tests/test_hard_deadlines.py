@@ -335,8 +335,12 @@ def _children() -> set[int]:
 
 PROGRAM = """
 import asyncio, time
-from agent_fsm import AgentConfig, FunctionTools, arun_agent, run_agent
+from agent_fsm import AgentConfig, arun_agent, run_agent
 from agent_fsm.testing import ScriptedModel, ScriptedTools
+
+def functions():
+    from agent_fsm import FunctionTools
+    return FunctionTools(work)
 
 def work() -> None: time.sleep({hang_s})
 async def deaf():
@@ -348,14 +352,14 @@ async def deaf():
 messages = [{{"role": "user", "content": "Do it."}}]
 config = AgentConfig(max_wallclock_seconds=0.3, closing_summary=False)
 script = [[("work", {{}}), ("work", {{}})], "Done."]
-model, tools = ScriptedModel(script), FunctionTools(work)
+model = ScriptedModel(script)
 {run}
 starved_s = int(open("/proc/self/schedstat").read().split()[1]) / 1e9
 print(time.monotonic(), starved_s, result.stopped_reason, flush=True)
 """
 RUNS = {
-    "functions": "result = run_agent(messages, tools, config, model_client=model)",
-    "functions, asyncio.run": "result = asyncio.run(arun_agent(messages, tools, config, model_client=model))",
+    "functions": "result = run_agent(messages, functions(), config, model_client=model)",
+    "functions, asyncio.run": "result = asyncio.run(arun_agent(messages, functions(), config, model_client=model))",
     "a model in a thread": "result = run_agent(messages, config=config, model_client="
     "ScriptedModel([lambda request: asyncio.to_thread(work)]))",
     "deaf tools": "result = run_agent(messages, ScriptedTools({'work': deaf}), config, model_client=model)",
