@@ -78,15 +78,13 @@ class Attack:
     """Globs of files to be returned."""
     shows: bool = False
     """Whether the folder `SHOWN` is given to the call to read."""
-    endless: bool = False
-    """Whether it is the deadline, or the cap of the output, that ends it."""
     root_only: bool = False
     """Whether only root can set it up."""
 
 
 _TIME = (
-    Attack("loops for ever", "deadline", "while True: pass", endless=True),
-    Attack("sleeps for ever", "deadline", "linger()", endless=True),
+    Attack("loops for ever", "deadline", "while True: pass"),
+    Attack("sleeps for ever", "deadline", "linger()"),
     Attack(
         "ignores every signal",
         "deadline",
@@ -95,18 +93,16 @@ for number in set(range(1, 65)) - {signal.SIGKILL, signal.SIGSTOP, 32, 33}:
     signal.signal(number, signal.SIG_IGN)
 while True: time.sleep(1)
 """,
-        endless=True,
     ),
-    Attack("blocks in C with the GIL held", "deadline", "ctypes.PyDLL(None).sleep(20)", endless=True),
-    Attack("computes one huge power", "deadline", "str(7 ** 10**8)", endless=True),
-    Attack("backtracks in a regular expression", "deadline", "import re; re.match('(a+)+b', 'a' * 60)", endless=True),
+    Attack("blocks in C with the GIL held", "deadline", "ctypes.PyDLL(None).sleep(20)"),
+    Attack("computes one huge power", "deadline", "str(7 ** 10**8)"),
+    Attack("backtracks in a regular expression", "deadline", "import re; re.match('(a+)+b', 'a' * 60)"),
     Attack("waits for stdin", "deadline", "text = sys.stdin.read(); text and escaped('there is a stdin')"),
-    Attack("stops itself", "deadline", "os.kill(os.getpid(), signal.SIGSTOP); linger()", endless=True),
+    Attack("stops itself", "deadline", "os.kill(os.getpid(), signal.SIGSTOP); linger()"),
     Attack(
         "waits uninterruptibly for a vforked child",
         "deadline",
         "system('clone', 0x4000 | signal.SIGCHLD, 0, 0, 0, 0) == 0 and linger()",
-        endless=True,
     ),
     Attack(
         "will not let threads and exit handlers end",
@@ -116,10 +112,9 @@ import atexit
 atexit.register(linger)
 for _ in range(10): threading.Thread(target=linger).start()
 """,
-        endless=True,
     ),
-    Attack("closes its pipes and lingers", "deadline", "os.close(1); os.close(2); linger()", endless=True),
-    Attack("starts itself anew for ever", "deadline", "os.execv(sys.executable, sys.orig_argv)", endless=True),
+    Attack("closes its pipes and lingers", "deadline", "os.close(1); os.close(2); linger()"),
+    Attack("starts itself anew for ever", "deadline", "os.execv(sys.executable, sys.orig_argv)"),
     Attack(
         "spins in all its processes",
         "deadline",
@@ -131,9 +126,8 @@ for _ in range(50):
 while True: pass
 """,
         alone=True,
-        endless=True,
     ),
-    Attack("drips output", "deadline", "while True: os.write(1, b'.'); time.sleep(0.01)", endless=True),
+    Attack("drips output", "deadline", "while True: os.write(1, b'.'); time.sleep(0.01)"),
 )
 
 _PROCESSES = (
@@ -170,7 +164,7 @@ daemon(run)
 time.sleep(0.1)
 """,
     ),
-    Attack("daemonizes and goes on past the deadline", "survivors", "daemon(linger)\nwhile True: pass", endless=True),
+    Attack("daemonizes and goes on past the deadline", "survivors", "daemon(linger)\nwhile True: pass"),
     Attack("kills its process group", "survivors", "daemon(linger); time.sleep(0.1); os.kill(0, signal.SIGKILL)"),
     Attack(
         "has a parent-death signal taken off its daemon",
@@ -181,7 +175,6 @@ time.sleep(0.1)
         "makes itself a subreaper",
         "survivors",
         "libc.prctl(36, 1); [daemon(linger) for _ in range(3)]; linger()",
-        endless=True,
     ),
     Attack(
         "is a fork bomb",
@@ -197,7 +190,6 @@ if started > 70: escaped(f"{started} processes")
 linger()
 """,
         alone=True,
-        endless=True,
     ),
     Attack(
         "is a fork bomb of daemons",
@@ -209,7 +201,6 @@ for _ in range(300):
 linger()
 """,
         alone=True,
-        endless=True,
     ),
     Attack(
         "is a thread bomb",
@@ -242,9 +233,7 @@ for pid in (os.getppid(), WORKER):
 """,
         alone=True,
     ),
-    Attack(
-        "kills its parent", "signals", "os.kill(os.getppid(), signal.SIGKILL); linger()", strict_only=True, endless=True
-    ),
+    Attack("kills its parent", "signals", "os.kill(os.getppid(), signal.SIGKILL); linger()", strict_only=True),
     Attack("kills whatever it can", "signals", "daemon(linger); os.kill(-1, signal.SIGKILL)", strict_only=True),
     Attack(
         "kills, stops and traces pid 1",
@@ -310,7 +299,6 @@ linger()
 """,
         alone=True,
         timeout_s=3.0,
-        endless=True,
     ),
     Attack(
         "takes memory in memfds",
@@ -403,7 +391,6 @@ linger()
 """,
         alone=True,
         timeout_s=3.0,
-        endless=True,
     ),
     Attack(
         "takes memory in TCP buffers",
@@ -426,7 +413,6 @@ linger()
 """,
         alone=True,
         timeout_s=3.0,
-        endless=True,
     ),
     Attack(
         "takes memory in extended attributes",
@@ -552,8 +538,8 @@ for _ in range(3000):
 )
 
 _OUTPUT = (
-    Attack("prints without end", "output", "while True: os.write(1, b'x' * 65536)", endless=True),
-    Attack("prints errors without end", "output", "while True: os.write(2, b'x' * 65536)", endless=True),
+    Attack("prints without end", "output", "while True: os.write(1, b'x' * 65536)"),
+    Attack("prints errors without end", "output", "while True: os.write(2, b'x' * 65536)"),
     Attack(
         "has children print without end",
         "output",
@@ -564,7 +550,6 @@ for fd in (1, 2, 1, 2):
         while True: os.write(fd, b'x' * 65536)
 linger()
 """,
-        endless=True,
     ),
     Attack("prints what is no text", "output", "os.write(1, os.urandom(2**16) + b'\\0\\x1b]0;x\\7\\xff\\xfe' * 99)"),
     Attack(

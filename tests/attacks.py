@@ -42,10 +42,11 @@ from tests.attack_snippets import ATTACKS, PRELUDE, Attack
 
 LEVELS: tuple[Level, ...] = ("strict", "basic", "off")
 SLACK_S = 0.25
-"""How much later its result may come."""
+"""How much later than its deadline a call's result may come."""
 GONE_S = 0.5
 """How long processes that were killed may take to be gone, where all are busy with others."""
 REMOVED_S = 15
+"""How long files that a call left may take to be gone, where the level lets it make very many folders."""
 SECRET = "CANARY_API_KEY"
 ROOT = Path(__file__).parent.parent
 NOBODY = 65534
