@@ -27,7 +27,35 @@ if TYPE_CHECKING:
     import signal as signals
     from typing import Any, NoReturn, TypedDict
 
-    class Config(TypedDict):
+    class View(TypedDict):
+        """What is seen inside."""
+
+        folder: str
+        base: str
+        env: dict[str, str]
+        mounts: tuple[tuple[str, int], ...]
+        lent: tuple[str, ...]
+        links: tuple[tuple[str, str], ...]
+        texts: dict[str, str]
+        private: tuple[tuple[str, int], ...]
+        rules: tuple[tuple[str, str], ...] | None
+        watched: bool
+
+    class Rights(TypedDict):
+        """What may be done inside, and by whom."""
+
+        namespaces: int
+        uid: int | None
+        early_uid: int | None
+        inner_uid: int
+        own_network: bool
+        filter: bytes | None
+        limits: tuple[tuple[int, int], ...]
+        memory_bytes: int
+        disk_bytes: int
+        files: int
+
+    class Config(View, Rights):
         """What the parent tells the helper; the descriptors are numbers."""
 
         level: str
@@ -37,30 +65,11 @@ if TYPE_CHECKING:
         keep_open: tuple[int, ...]
         close_others: bool
         argv: tuple[str, ...]
-        env: dict[str, str]
-        folder: str
-        base: str
         script: bytes | None
         keep: tuple[str, ...]
         keep_files: int
         keep_bytes: int
-        namespaces: int
-        uid: int | None
-        early_uid: int | None
-        inner_uid: int
-        mounts: tuple[tuple[str, int], ...]
-        lent: tuple[str, ...]
-        links: tuple[tuple[str, str], ...]
-        texts: dict[str, str]
-        private: tuple[tuple[str, int], ...]
-        rules: tuple[tuple[str, str], ...] | None
-        own_network: bool
-        filter: bytes | None
-        limits: tuple[tuple[int, int], ...]
-        watched: bool
-        memory_bytes: int
-        disk_bytes: int
-        files: int
+
 else:
     import _signal as signals  # signal's enumerations would take 3 ms
 

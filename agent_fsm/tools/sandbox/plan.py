@@ -16,7 +16,7 @@ from agent_fsm.tools.sandbox import filters, kernel
 from agent_fsm.tools.sandbox.confinement import Confinement
 
 if TYPE_CHECKING:
-    from agent_fsm.tools.sandbox.helper import Config
+    from agent_fsm.tools.sandbox.helper import Config, Rights, View
 
 __all__ = ["User", "interpreter", "plan", "user"]
 
@@ -279,18 +279,9 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
     spaces = {name: flags for name, flags in _NAMESPACES.items() if strict and name not in without}
     if confinement.network:
         spaces.pop("network", None)
-    own_root = "mounts" in spaces
-    seen, links = _seen(confinement)
-    folder = _working_folder([*seen, *(path for path, _ in links)]) if own_root else f"{base}/work"
-    private = [("/tmp", 0o1777), ("/dev/shm", 0o1777), (folder, 0o700)] if own_root else []
-    writable = [target for target, _ in private] or [base]
-    mounts = [(path, _ATTRIBUTES[kind]) for path, kind in seen.items()]
-    shown = [os.path.realpath(each) for each in (*confinement.read_paths, *confinement.write_paths)]
-    mounts += [(each, _ATTRIBUTES["device"]) for each in _DEVICES if Path(each).exists()]
-    namespaces = sum(spaces.values()) | (kernel.NEWUSER if spaces and who.own_namespace else 0)
-    changed = who.uid if strict else who.outer_uid
-    own = (2 if who.own_namespace else 1) if strict else 0 if changed is not None else _own_processes() + 1
     return {
+        **_view(confinement, base, who, own_root="mounts" in spaces, landlock="landlock" not in without),
+        **_rights(confinement, who, spaces, without),
         "level": confinement.level,
         "parent": os.getpid(),
         "lifeline": -1,
@@ -298,34 +289,53 @@ def plan(confinement: Confinement, base: str, who: User, without: frozenset[str]
         "keep_open": (),
         "close_others": "descriptors" not in without,
         "argv": (),
-        "env": _environment(confinement, folder, "/tmp" if own_root else f"{base}/tmp"),
-        "folder": folder,
-        "base": base,
         "script": None,
         "keep": (),
         "keep_files": _KEPT_FILES,
         "keep_bytes": min(_KEPT_BYTES, confinement.disk_bytes),
-        "namespaces": namespaces,
-        "uid": changed,
-        "early_uid": who.early_uid if strict else None,
-        "inner_uid": who.inner_uid,
+    }
+
+
+def _view(confinement: Confinement, base: str, who: User, *, own_root: bool, landlock: bool) -> "View":
+    seen, links = _seen(confinement)
+    folder = _working_folder([*seen, *(path for path, _ in links)]) if own_root else f"{base}/work"
+    private = [(each, mode) for each, mode in (("/tmp", 0o1777), ("/dev/shm", 0o1777), (folder, 0o700)) if own_root]
+    mounts = [(path, _ATTRIBUTES[kind]) for path, kind in seen.items()]
+    mounts += [(each, _ATTRIBUTES["device"]) for each in _DEVICES if Path(each).exists()]
+    shown = [os.path.realpath(each) for each in (*confinement.read_paths, *confinement.write_paths)]
+    writable = [target for target, _ in private] or [base]
+    return {
+        "folder": folder,
+        "base": base,
+        "env": _environment(confinement, folder, "/tmp" if own_root else f"{base}/tmp"),
         "mounts": tuple(mounts),
-        "lent": tuple(shown) if own_root and changed is not None else (),
+        "lent": tuple(shown) if own_root and who.uid is not None else (),
         "links": (*links, *_DEVICE_LINKS),
         "texts": _texts(who.inner_uid),
-        "private": tuple(private),
-        "rules": None if "landlock" in without else _rules(seen, writable, own_root=own_root),
-        "own_network": "network" in spaces or confinement.network,
-        "filter": None
-        if "seccomp" in without
-        else _filter(
-            confinement,
-            contained="processes" in spaces or confinement.level == "strict",
-            nobody=changed is not None or who.early_uid is not None,
-            own_network="network" in spaces or ("network" in without and confinement.level == "strict"),
-        ),
-        "limits": _limits(confinement, own),
+        # The machine's own /tmp, if it was asked for, is what is to be seen
+        "private": tuple((target, mode) for target, mode in private if target not in seen),
+        "rules": _rules(seen, writable, own_root=own_root) if landlock else None,
         "watched": own_root or confinement.level == "basic",
+    }
+
+
+def _rights(confinement: Confinement, who: User, spaces: Mapping[str, int], without: frozenset[str]) -> "Rights":
+    changed = who.uid if spaces else who.outer_uid
+    own = (2 if who.own_namespace else 1) if spaces else 0 if changed is not None else _own_processes() + 1
+    program = _filter(
+        confinement,
+        contained=confinement.level == "strict",
+        nobody=who.outer_uid is not None,
+        own_network="network" in spaces or ("network" in without and confinement.level == "strict"),
+    )
+    return {
+        "namespaces": sum(spaces.values()) | (kernel.NEWUSER if spaces and who.own_namespace else 0),
+        "uid": changed,
+        "early_uid": who.early_uid if spaces else None,
+        "inner_uid": who.inner_uid,
+        "own_network": "network" in spaces or confinement.network,
+        "filter": None if "seccomp" in without else program,
+        "limits": _limits(confinement, own),
         "memory_bytes": confinement.memory_bytes,
         "disk_bytes": confinement.disk_bytes,
         "files": confinement.files,
