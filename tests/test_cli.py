@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from importlib.metadata import version
 from pathlib import Path
@@ -91,16 +91,21 @@ def started(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
         process.communicate()
 
 
-def children(pid: int) -> set[int]:
-    """Return the living children of *pid*."""
-    found = set()
+def descendants(pid: int) -> set[int]:
+    """Return the living processes that *pid* has started, and those that they have: a contained one is further down."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:  # gone meanwhile
             continue
-        if int(parent) == pid and state != "Z":
-            found.add(int(stat.parent.name))
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found: set[int] = set()
+    more = {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
     return found
 
 
@@ -108,9 +113,11 @@ def tool_process(process: "subprocess.Popen[str]") -> int:
     """Return the process of the running tool, once there is one."""
     give_up = time.monotonic() + TIMEOUT_S
     while time.monotonic() < give_up:
-        for pid in children(process.pid):
-            if "script.py" in Path(f"/proc/{pid}/cmdline").read_text():
-                return pid
+        for pid in descendants(process.pid):
+            with suppress(OSError):
+                # The probe of the sandbox gives its script arguments
+                if Path(f"/proc/{pid}/cmdline").read_text().endswith("script.py\0"):
+                    return pid
         time.sleep(0.02)
     raise AssertionError("no tool was started")
 
