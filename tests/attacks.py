@@ -138,7 +138,7 @@ class Stage:
         self._shm = Path("/dev/shm", f"{self.tag}-shm")
         self._shm.write_text(self._canary)
         self._shm.chmod(0o666)
-        self._closing.callback(self._clear_shm)
+        self._closing.callback(self._clear)
 
     def _listen(self) -> dict[str, socket.socket]:
         unix = socket.AF_UNIX
@@ -219,9 +219,10 @@ class Stage:
             found.append("shown was written")
         return found + [f"{path.name} was made" for path in self._open.iterdir() if path.name != "there"]
 
-    def _clear_shm(self) -> None:
-        for path in Path("/dev/shm").glob(f"{self.tag}-*"):
-            path.unlink()
+    def _clear(self) -> None:
+        for folder in ("/dev/shm", "/tmp", "/var/tmp", tempfile.gettempdir()):
+            for path in Path(folder).glob(f"{self.tag}-*"):
+                path.unlink(missing_ok=True)
 
     def _end_victim(self) -> None:
         self._victim.kill()
@@ -672,7 +673,7 @@ def main() -> None:
         print(f"{level} (reached: {reached}): {distribution(outcome.runs)}")
         print(f"left: {outcome.processes} processes, files {outcome.files}")
         if not asked.table:
-            for run in outcome.runs:
+            for run in sorted(outcome.runs, key=lambda run: -run.over_s):
                 if run.breaches or not run.tried or run.over_s > SLACK_S or asked.only:
                     print(f"  {run.name}: {run.over_s * 1000:+.0f} ms, {run.breaches}, {run.said}")
     if asked.table:
