@@ -566,7 +566,7 @@ class AgentRun:
                         why = _timed_out(self._config) if task in late else _FOREIGN_CANCEL
                         turn.slots[number] = turn.without_result(number, why, clock())
         finally:
-            await _end(running)
+            await _end(running, 0.8 * GRACE_SECONDS)  # the hand has all of it, and is to go on itself
             turn.abandon(number for task, number in running.items() if not task.done())
             for task in running:
                 task.add_done_callback(_look_at)
@@ -624,11 +624,11 @@ async def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
         return _Raised(error)
 
 
-async def _end(tasks: "Collection[asyncio.Task[Any]]") -> None:
-    """Cancel *tasks* and wait a moment for them; who ignores that is left behind."""
+async def _end(tasks: "Collection[asyncio.Task[Any]]", seconds: float = GRACE_SECONDS / 2) -> None:
+    """Cancel *tasks* and wait *seconds* for them; who ignores that is left behind."""
     _cancel(tasks)
     if tasks:
-        await asyncio.wait(tasks, timeout=GRACE_SECONDS / 2)
+        await asyncio.wait(tasks, timeout=seconds)
 
 
 def _cancel(tasks: "Collection[asyncio.Task[Any]]") -> None:

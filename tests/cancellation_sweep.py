@@ -138,7 +138,8 @@ class Variant:
     deaf: bool = False
     """Whether some of it ignores cancellation, and so is left behind for a while."""
     settling_s: float = 0.0
-    """Real seconds that it may take until what was started is gone."""
+    """Real seconds that it may take until the tasks and processes that were started are gone: on a busy machine a
+    process that is killed takes longer to end than a run has."""
 
 
 @frozen
@@ -230,6 +231,9 @@ async def _attempt(loop: SteppedLoop, variant: Variant, point: tuple[int, int]) 
     else:
         waiting = loop.create_task(_at(variant.unit, cuts))
     await asyncio.wait({task})
+    until = loop.time() + variant.settling_s
+    while _tasks_left(waiting) and loop.time() < until:  # noqa: ASYNC110 - it is to wait no longer than it must
+        await asyncio.sleep(0.005)
     faults = [Fault("left", each) for each in _tasks_left(waiting)] if not variant.deaf else []
     if waiting is not None:
         waiting.cancel()
