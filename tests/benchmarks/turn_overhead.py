@@ -24,6 +24,7 @@ from agent_fsm import AgentConfig, AgentRun
 from agent_fsm.machine import request, start, step
 from agent_fsm.protocol import PLAN, AskModel, ModelReplied, ToolsFinished
 from agent_fsm.reading import finished, read_outcome, read_reply
+from agent_fsm.redaction import redactor
 
 TOOLS = [
     {
@@ -175,6 +176,7 @@ def shares() -> dict[str, float]:
     assert isinstance(asked, ModelReplied)
     assert isinstance(ended, ToolsFinished)
     call, results = asked.calls[0], ended.results
+    redact = redactor(("sk-a-secret-of-the-environment", "another-one-of-forty-characters-or-so-..."))
     return {
         "ends: rows taken, ledger kept, worst cases reckoned (2 steps)": best(lambda: step(planning, events[-3]))
         + best(lambda: step(calling, events[-2])),
@@ -185,6 +187,7 @@ def shares() -> dict[str, float]:
             lambda: read_outcome(call, "value 1", seconds=0.0, chars=8_000)
         )
         + best(lambda: request(planning, AskModel(PLAN), settings, timeout_seconds=1.0)),
+        "no secrets: result looked through, for two of the environment": best(lambda: redact("value 1")),
         "ends: repetition seen": best(lambda: finished((call,), results, {}, now=1.0)),
     }
 
