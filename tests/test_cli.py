@@ -91,22 +91,23 @@ def started(*arguments: str) -> "Iterator[subprocess.Popen[str]]":
         process.communicate()
 
 
-def descendants(pid: int) -> set[int]:
-    """Return the living processes that *pid* has started, and those that they have: a contained one is further down."""
-    parents = {}
+def children(pid: int) -> set[int]:
+    """Return the living children of *pid*."""
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:  # gone meanwhile
             continue
-        if state != "Z":
-            parents[int(stat.parent.name)] = int(parent)
-    found: set[int] = set()
-    more = {pid}
-    while more:
-        more = {child for child, parent in parents.items() if parent in more} - found
-        found |= more
+        if int(parent) == pid and state != "Z":
+            found.add(int(stat.parent.name))
     return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the living children of *pid*, and theirs: a contained process is further down."""
+    below = children(pid)
+    return below.union(*(descendants(each) for each in below))
 
 
 def tool_process(process: "subprocess.Popen[str]") -> int:
