@@ -72,6 +72,8 @@ class Attack:
     """The program of a second call, made after the first."""
     alone: bool = False
     """Whether it is run by itself: what it takes of the machine is measured, or its signals are counted."""
+    unseen: bool = False
+    """Whether no process is seen to take the memory that it takes: it is looked for in the machine's."""
     strict_only: bool = False
     """Whether it is not run at the other levels, since it would harm the machine if it got through."""
     keep: tuple[str, ...] = ()
@@ -366,6 +368,7 @@ except OSError: pass
 if taken > 600 * 2**20: escaped(f"{taken >> 20} MiB")
 """,
         alone=True,
+        unseen=True,
         timeout_s=3.0,
     ),
     Attack(
@@ -390,6 +393,7 @@ for _ in range(50):
 linger()
 """,
         alone=True,
+        unseen=True,
         timeout_s=3.0,
     ),
     Attack(
@@ -412,6 +416,7 @@ for _ in range(10):
 linger()
 """,
         alone=True,
+        unseen=True,
         timeout_s=3.0,
     ),
     Attack(
@@ -431,6 +436,7 @@ for place in (os.getcwd(), "/tmp", "/dev/shm"):
 if taken > 200 * 2**20: escaped(f"{taken >> 20} MiB")
 """,
         alone=True,
+        unseen=True,
     ),
     Attack(
         "takes memory in pipes",
@@ -451,6 +457,7 @@ except OSError: pass
 if taken > 600 * 2**20: escaped(f"{taken >> 20} MiB")
 """,
         alone=True,
+        unseen=True,
         timeout_s=3.0,
     ),
     Attack(

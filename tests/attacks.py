@@ -304,7 +304,8 @@ def _end(which: Callable[[], list[int]]) -> int:
 class _Watch:
     """The most that the processes below take, looked at while only one call is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unseen: bool) -> None:
+        self._unseen = unseen
         self._known = set(descendants())
         self._shared = _meminfo()
         self._disk = _disk(Path(tempfile.gettempdir()))
@@ -327,7 +328,7 @@ class _Watch:
         found = {
             f"{self.processes} processes": self.processes > MOST_PROCESSES,
             f"{self.memory >> 20} MiB of memory": self.memory > MOST_MEMORY,
-            f"{self.machine >> 20} MiB of the machine's memory": self.machine > MOST_MEMORY_OF_MACHINE,
+            f"{self.machine >> 20} MiB of the machine's memory": self._unseen and self.machine > MOST_MEMORY_OF_MACHINE,
             f"{self.disk >> 20} MiB of disk": self.disk > MOST_DISK,
         }
         return [what for what, much in found.items() if much]
@@ -417,7 +418,7 @@ async def make_call(attack: Attack, setting: Setting, canary: str, signals: Coun
     """Make one hostile call, end what it left, and return what came of it."""
     stage = Stage(attack, canary)
     aside = [asyncio.ensure_future(_reach(stage.free))] if "FREE" in attack.code else []
-    watch = _Watch() if attack.alone else None
+    watch = _Watch(unseen=attack.unseen) if attack.alone else None
     if watch:
         aside.append(asyncio.ensure_future(watch.keep_looking()))
     try:
