@@ -540,6 +540,7 @@ def test_settings_are_read_from_the_environment() -> None:
         "AGENT_FSM_ALLOWED_TOOL_HOSTS": "tools.example:8787",
         "AGENT_FSM_ALLOWED_MODELS": "none",
         "AGENT_FSM_MAX_CONCURRENT_RUNS": "3",
+        "AGENT_FSM_REQUIRE_SANDBOX": "strict",
         "AGENT_FSM_CEILING_MAX_ITERATIONS": "6",
         "AGENT_FSM_CEILING_MAX_COST_USD": "0.25",
         "AGENT_FSM_CEILING_MAX_TOKENS_TOTAL": " ",
@@ -555,6 +556,7 @@ def test_settings_are_read_from_the_environment() -> None:
         allowed_tool_hosts=("tools.example:8787",),
         allowed_models=(),
         max_concurrent_runs=3,
+        require_sandbox="strict",
         ceilings={"max_iterations": 6, "max_cost_usd": 0.25},
         defaults=AgentConfig(max_iterations=4),
     )
@@ -568,6 +570,7 @@ def test_settings_are_read_from_the_environment() -> None:
         ("AGENT_FSM_ALLOWED_BACKENDS", "echo, shell"),
         ("AGENT_FSM_MAX_CONCURRENT_RUNS", "0"),
         ("AGENT_FSM_MAX_BODY_BYTES", "1 MiB"),
+        ("AGENT_FSM_REQUIRE_SANDBOX", "yes"),
         ("AGENT_FSM_CEILING_MAX_ITERATION", "3"),
         ("AGENT_FSM_CEILING_MAX_ITERATIONS", "many"),
         ("AGENT_FSM_CEILING_MAX_ITERATIONS", "2.5"),

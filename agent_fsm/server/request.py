@@ -297,7 +297,7 @@ async def _tools(body: RunRequest, settings: ServerSettings, mcp: ToolInvoker | 
         case "echo":
             return EchoMCP()
         case "local":
-            return LocalMCPInvoker(settings.shell_allow)
+            return LocalMCPInvoker(settings.shell_allow, require_sandbox=settings.require_sandbox)
         case "research":
             from agent_fsm.tools.research import ResearchPythonInvoker
 

@@ -12,6 +12,7 @@ From the environment (lists have commas between their entries, `none` is an empt
     AGENT_FSM_ALLOWED_MODEL_HOSTS  hosts, or host:port, of api_base in completion_kwargs; they get this machine's keys
     AGENT_FSM_ALLOWED_IMAGE_HOSTS  hosts, or host:port, of images and files in messages; data: URLs need none
     AGENT_FSM_SHELL_ALLOW          programs that exec_shell of the backend local may start
+    AGENT_FSM_REQUIRE_SANDBOX      strict or basic: below that the backend local runs nothing
     AGENT_FSM_MCP_CONFIG           the file that names the servers of the backend mcp
     AGENT_FSM_MAX_CONCURRENT_RUNS  runs at the same time; one more is refused
     AGENT_FSM_MAX_BODY_BYTES       bytes of a request's body
@@ -22,7 +23,7 @@ From the environment (lists have commas between their entries, `none` is an empt
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from attrs import Attribute, evolve, field, frozen
 
@@ -30,6 +31,7 @@ from agent_fsm.cli.settings import PREFIX, configure, names
 from agent_fsm.config import AgentConfig
 from agent_fsm.errors import ConfigError
 from agent_fsm.tools.local import LocalMCPInvoker
+from agent_fsm.tools.sandbox import Level
 
 __all__ = ["BACKENDS", "CEILINGS", "ServerSettings", "settings_from"]
 
@@ -82,6 +84,11 @@ def _secret(instance: object, attribute: "Attribute[Any]", value: object) -> Non
         raise ConfigError(f"{attribute.name} must not be empty nor have spaces in it")
 
 
+def _level(instance: object, attribute: "Attribute[Any]", value: object) -> None:
+    if value not in (None, *get_args(Level)):
+        raise ConfigError(f"{attribute.name} must be one of {', '.join(get_args(Level))}, not {value!r}")
+
+
 def _ceilings(instance: object, attribute: "Attribute[Any]", value: Mapping[str, Any]) -> None:
     for name, most in value.items():
         if name not in _NUMBERS:
@@ -131,6 +138,8 @@ class ServerSettings:
         default=LocalMCPInvoker().shell_allow_prefixes, converter=_tuple, validator=_texts
     )
     """Programs that exec_shell may start."""
+    require_sandbox: Level | None = field(default=None, validator=_level)
+    """The containment below which the backend `local` runs nothing; None: what holds on this machine will do."""
     mcp_config: Path | None = None
     """The file that names the MCP servers of the backend `mcp`, which there is not without one."""
     max_concurrent_runs: int = field(default=8, validator=_count)
@@ -218,6 +227,7 @@ _READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "allowed_model_hosts": names,
     "allowed_image_hosts": names,
     "shell_allow": names,
+    "require_sandbox": str,
     "mcp_config": Path,
     "max_concurrent_runs": int,
     "max_body_bytes": int,
