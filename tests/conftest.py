@@ -15,7 +15,15 @@ from types import ModuleType
 
 import pytest
 
-LONGEST = ("test_termination", "test_contract", "test_policies", "test_mcp_chaos", "test_generated_tables")
+LONGEST = (
+    *("test_termination", "test_attacks", "test_cancellation_sweep", "test_contract", "test_mcp_chaos"),
+    *("test_local_tools", "test_policies", "test_generated_tables", "test_hard_deadlines"),
+)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run tests: one more than there are cores, as many tests wait."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -393,6 +393,7 @@ def test_the_program_of_a_bound_runs_and_comes_to_it(name: str) -> None:
 COUNTS_SHELLS = TABLE.stopping(ledger.calls_of("exec_shell") >= 2, StopReason.BUDGET, closing=False)
 
 
+@pytest.mark.slow
 def test_the_program_of_the_calls_of_one_tool_runs_and_comes_to_them() -> None:
     found = check(COUNTS_SHELLS, AgentConfig(max_iterations=3, max_tools_per_iter=1))
 

@@ -29,10 +29,10 @@ POSITIVE, NEGATIVE = "positive", "negative"
 FUZZED = [
     ("GET /health", POSITIVE, 1, {200}),
     ("GET /tools", POSITIVE, 5, {200}),
-    ("POST /invoke", POSITIVE, 40, {404}),
-    ("POST /invoke of a tool", POSITIVE, 40, {200, 422}),
-    ("POST /invoke", NEGATIVE, 40, {422}),
-    ("POST /invoke of a tool", NEGATIVE, 40, {422}),
+    ("POST /invoke", POSITIVE, 15, {404}),
+    ("POST /invoke of a tool", POSITIVE, 15, {200, 422}),
+    ("POST /invoke", NEGATIVE, 15, {422}),
+    ("POST /invoke of a tool", NEGATIVE, 15, {422}),
 ]
 """What, with requests that are right or wrong, how often, and statuses that must come."""
 END_S = 10.0

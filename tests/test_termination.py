@@ -151,6 +151,7 @@ def test_a_run_can_end_for_every_reason() -> None:
     assert {reason for name in CONFIGS for reason in checked(name).reasons} == set(StopReason)
 
 
+@pytest.mark.slow
 def test_a_limit_of_a_million_is_proved_and_verified_like_one_of_three() -> None:
     config = AgentConfig(max_iterations=10**6)
 
@@ -354,7 +355,9 @@ searches = counter("searches")
     [
         pytest.param(ledger.model_calls >= 5, {"model_calls": 5}, marks=slow),
         (ledger.model_calls > 5, {"model_calls": 6}),
-        (ledger.tool_calls >= 4, {"tool_calls": 5}),  # two at a time: three, and two more
+        pytest.param(  # two at a time: three, and two more
+            ledger.tool_calls >= 4, {"tool_calls": 5}, marks=slow
+        ),
         pytest.param(ledger.iterations >= 5, {"iterations": 5}, marks=slow),
         (ledger.model_calls >= 1, {"model_calls": 1}),
     ],
@@ -379,6 +382,7 @@ def test_a_counter_of_a_users_own_ends_what_nothing_else_does() -> None:
     assert report.bound("iterations").at_most == 4  # three that are counted, and the nudge
 
 
+@pytest.mark.slow
 def test_calls_of_one_tool_are_bounded_and_those_of_others_are_not() -> None:
     table = TABLE.stopping(ledger.calls_of("exec_shell") >= 3, StopReason.BUDGET, closing=False)
 
@@ -407,6 +411,7 @@ def test_a_guard_that_can_not_be_read_is_taken_to_answer_anything() -> None:
     assert worst(report) == worst(checked("default but for iterations"))
 
 
+@pytest.mark.slow
 def test_a_run_that_only_an_unreadable_guard_ends_is_not_proved() -> None:
     table = TABLE.without(*CAPPED).stopping(opaque(lucky), StopReason.BUDGET, closing=False)
 
