@@ -35,6 +35,7 @@ from agent_fsm.server.request import OPERATOR_ONLY, request_model
 from agent_fsm.server.settings import CEILINGS, ServerSettings, settings_from
 from tests.openai_server import OpenAIServer
 from tests.serving import serving
+from tests.test_cli import tool_process
 from tests.tools_gateway import ToolsGateway, tool
 
 TOKEN = "tok-5f0c2d"
@@ -179,18 +180,15 @@ def test_what_may_not_be_asked_is_refused_in_one_form(request_: Refused, urls: M
 
 
 @contextmanager
-def running(url: str, folder: Path) -> Iterator[tuple[socket.socket, int]]:
+def running(url: str, server: int) -> Iterator[tuple[socket.socket, int]]:
     """A run whose tool sleeps until it is killed: the connection that waits for its answer, and the tool's process."""
-    noted = folder / "pid"
-    code = f"import os, pathlib, time\npathlib.Path({str(noted)!r}).write_text(str(os.getpid()))\ntime.sleep(60)"
-    task = f"Run python:\n```python\n{code}\n```"
+    task = "Run python: import time; time.sleep(60)"
     body = json.dumps({"messages": [{"role": "user", "content": task}], "model": "offline", "tool_backend": "local"})
     head = "POST /agent/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     port = int(url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        assert eventually(lambda: noted.exists() and noted.read_text() != "")
-        yield connection, int(noted.read_text())
+        yield connection, tool_process(server)
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
@@ -258,9 +256,9 @@ def test_no_depth_of_nesting_is_too_much_for_the_server(urls: Mapping[str, str],
     assert answer.status_code in (200, 400, 422)
 
 
-def test_one_run_too_many_is_refused_and_told_when_to_come_again(tmp_path: Path) -> None:
+def test_one_run_too_many_is_refused_and_told_when_to_come_again() -> None:
     with serving(create_app(ServerSettings(max_concurrent_runs=1))) as url:
-        with running(url, tmp_path):
+        with running(url, os.getpid()):
             refused = asked(url)
         taken_again = eventually(lambda: asked(url).status_code == 200)
 
@@ -270,8 +268,8 @@ def test_one_run_too_many_is_refused_and_told_when_to_come_again(tmp_path: Path)
     assert taken_again
 
 
-def test_a_client_that_goes_away_ends_its_run_and_the_tools_process(urls: Mapping[str, str], tmp_path: Path) -> None:
-    with running(urls["open"], tmp_path) as (_, pid):
+def test_a_client_that_goes_away_ends_its_run_and_the_tools_process(urls: Mapping[str, str]) -> None:
+    with running(urls["open"], os.getpid()) as (_, pid):
         assert not gone(pid)
 
     assert eventually(lambda: gone(pid))
@@ -325,10 +323,10 @@ def curl(command: str, url: str) -> dict[str, Any]:
     return answer
 
 
-def test_the_seeds_command_serves_a_run_and_leaves_nothing_when_it_is_told_to_end(tmp_path: Path) -> None:
+def test_the_seeds_command_serves_a_run_and_leaves_nothing_when_it_is_told_to_end() -> None:
     with uvicorn() as (process, url):
         said = curl(SEED_CURL.replace("gpt-4o-mini", "offline"), url)
-        with running(url, tmp_path) as (connection, pid):
+        with running(url, process.pid) as (connection, pid):
             process.send_signal(signal.SIGTERM)
             status, _, rest = read_all(connection).partition("\r\n")
         code = process.wait(10)

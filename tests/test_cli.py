@@ -110,11 +110,11 @@ def descendants(pid: int) -> set[int]:
     return below.union(*(descendants(each) for each in below))
 
 
-def tool_process(process: "subprocess.Popen[str]") -> int:
-    """Return the process of the running tool, once there is one."""
+def tool_process(parent: int) -> int:
+    """Return the process of the tool that *parent* runs, once there is one."""
     give_up = time.monotonic() + TIMEOUT_S
     while time.monotonic() < give_up:
-        for pid in descendants(process.pid):
+        for pid in descendants(parent):
             with suppress(OSError):
                 # The probe of the sandbox gives its script arguments
                 if Path(f"/proc/{pid}/cmdline").read_text().endswith("script.py\0"):
@@ -144,7 +144,7 @@ class Stopped:
 
 def stopped_by(number: signal.Signals, *arguments: str, times: int = 1) -> Stopped:
     with started("run", SLEEP, *arguments) as process:
-        tool = tool_process(process)
+        tool = tool_process(process.pid)
         began = time.monotonic()
         for _ in range(times):
             process.send_signal(number)
