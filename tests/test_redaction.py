@@ -350,7 +350,7 @@ def test_a_redactor_does_not_show_what_it_looks_for() -> None:
 
 
 ENVIRONMENT = {
-    **{"USER": "build-agent", "HOME": "/home/build-agent", "PATH": "/usr/bin:/bin", "PWD": "/work/my project (2)"},
+    **{"USER": "build-agent", "HOME": "/srv/build-agent", "PATH": "/usr/bin:/bin", "PWD": "/srv/my project (2)"},
     **{"API_KEY": "short", "CI_TOKEN": "true", "DB_PASSWORD": "postgres", "SOME_SECRET": "/run/secrets/some.txt"},
     **{"ADMIN_PASSWORD": "build-agent", "MAX_TOKEN": "100000", "TOKEN_URL": "https://a.example/oauth/token/of/it"},
     **{
