@@ -22,6 +22,7 @@ __all__ = [
     "cut",
     "cut_bytes",
     "decode_object",
+    "encodable",
     "message_size",
     "not_run_results",
     "results_size",
@@ -82,6 +83,17 @@ def message_size(message: Mapping[str, Any]) -> int:
         if key != "role":
             size += _content_size(value) if key == "content" else value_size(value)
     return size
+
+
+def encodable(text: str) -> str:
+    """Return *text* with `?` in place of lone surrogates, which no provider takes."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def cut(text: str, chars: int) -> str:

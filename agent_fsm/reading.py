@@ -15,6 +15,7 @@ from agent_fsm.messages import (
     assistant_message,
     cut,
     decode_object,
+    encodable,
     results_size,
     text_size,
     value_size,
@@ -207,7 +208,7 @@ def _refusal_of(message: Mapping[str, Any]) -> str:
     refusals = [message.get("refusal")]
     if content is not None and isinstance(content, list | tuple):
         refusals += [_fields(part, ("refusal",)).get("refusal") for part in content if not isinstance(part, str)]
-    return "\n".join([_clean(each) for each in refusals if isinstance(each, str) and each.strip()])
+    return "\n".join([encodable(each) for each in refusals if isinstance(each, str) and each.strip()])
 
 
 def _reply_size(entering: Message | None, text: str, calls: Sequence[ToolCall]) -> int:
@@ -238,24 +239,13 @@ def _count(value: object) -> int | None:
 # Text
 
 
-def _clean(text: str) -> str:
-    """Return *text* without lone surrogates, which no provider takes."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
-
-
 def _text_of(content: object) -> str:
     """Return the text of a message's content, whatever its type."""
     if content is None:
         return ""
     match content:
         case str():
-            return _clean(content)
+            return encodable(content)
         case bytes() | bytearray():
             return content.decode("utf-8", "replace")
         case list() | tuple():
@@ -266,17 +256,17 @@ def _text_of(content: object) -> str:
 
 def _text_of_part(part: object) -> str:
     if isinstance(part, str):
-        return _clean(part)
+        return encodable(part)
     for key in ("text", "refusal"):
         text = part.get(key) if type(part) is dict else read_field(part, key)
         if isinstance(text, str):
-            return _clean(text)
+            return encodable(text)
     return ""
 
 
 def _as_json(value: object) -> str:
     text = _dumped(value, allow_nan=True, default=_named)
-    return _named(value) if text is None else _clean(text)
+    return _named(value) if text is None else encodable(text)
 
 
 def _named(value: object) -> str:
@@ -285,7 +275,7 @@ def _named(value: object) -> str:
 
 def _shown(value: object, redact: Redactor | None = None) -> str:
     """Return what the model wrote, short enough to be shown to it again."""
-    text = _clean(value) if isinstance(value, str) else _as_json(value)
+    text = encodable(value) if isinstance(value, str) else _as_json(value)
     return cut(text if redact is None else redact(text), _SHOWN_CHARS)
 
 
@@ -387,14 +377,14 @@ def _arguments(wrote: object) -> str | None:
         if decoded is None:
             return None
         if "\\u" not in wrote or not _HALF_ESCAPED.search(wrote):
-            return _clean(wrote)
+            return encodable(wrote)
         wrote = decoded
     if wrote is None:
         return "{}"
     if not isinstance(wrote, Mapping):
         return None
     text = _dumped(wrote)
-    return None if text is None else _clean(text)
+    return None if text is None else encodable(text)
 
 
 # Perhaps half a surrogate pair, in ASCII: the text can be sent on, but not what it stands for
@@ -452,11 +442,11 @@ def read_tools(
     looks_up = tuple(name for name in tools if (looks_like_research(name) if named is None else name in named))
     missing = unavailable if isinstance(unavailable, list | tuple) else ()
     said = [_text_of(each) for each in missing[:_SHOWN_MISSING]]
-    told = tuple(cut(each if redact is None else redact(each), _SHOWN_CHARS) for each in said)
+    told = tuple(cut(each if redact is None else redact(each), _MISSING_CHARS) for each in said)
     return ToolsListed(now, tuple(tools.values()), looks_up, size, told)
 
 
-_SHOWN_CHARS = 1_000
+_MISSING_CHARS = 1_000
 _SHOWN_MISSING = 100
 
 
@@ -501,7 +491,7 @@ def read_outcome(
         told = {} if ok else _told(text)
         parts, structured = outcome.parts, outcome.structured
     else:
-        text = _clean(outcome) if isinstance(outcome, str) else _text_of(outcome)
+        text = encodable(outcome) if isinstance(outcome, str) else _text_of(outcome)
         told = _told(outcome)
         ok, rc = _verdict(told) if told else (True, None)
     if redact is not None:
@@ -550,7 +540,7 @@ def _observation(told: Mapping[str, Any], redact: Redactor | None) -> str:
             if redact is not None:
                 value = redact(value)
             lines.append(f"  {key}: {'...' if len(value) > _TAIL_CHARS else ''}{value[-_TAIL_CHARS:]}")
-    return _clean("\n".join(lines))
+    return encodable("\n".join(lines))
 
 
 _TAIL_CHARS = 600

@@ -13,6 +13,7 @@ import pytest
 
 from agent_fsm.tools import bwrap, monty
 from agent_fsm.tools.local import LocalMCPInvoker
+from tests.test_local_tools import running
 
 SLACK_S = 2.0
 FOREVER_S = 60
@@ -26,17 +27,6 @@ def said(tools: LocalMCPInvoker, name: str = "exec_python", **arguments: Any) ->
     result = asyncio.run(tools.call_openai_tool({"function": {"name": name, "arguments": arguments}}))
     text: dict[str, Any] = json.loads(result.text)
     return text
-
-
-def running(token: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and token.encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:  # it has just ended
-            continue
-    return found
 
 
 def workers() -> list[int]:

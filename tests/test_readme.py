@@ -1,6 +1,7 @@
 """The README is true: its examples run, its settings are the ones there are, its commands are CI's."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,41 +18,32 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_an_example_runs_as_it_stands(example: str) -> None:
+def faultless(*command: str) -> str:
+    """Run *command* in the root, and return what it printed, having seen that nothing went wrong."""
     done = subprocess.run(
-        [sys.executable, "-c", example],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_an_example_runs_as_it_stands(example: str) -> None:
+    faultless(sys.executable, "-c", example)
 
 
 def test_the_command_that_uses_two_mcp_servers_does() -> None:
     command = re.search(r"^.*--mcp-config.*$", README, re.MULTILINE)
     assert command is not None
-    run = command[0].rpartition("&& ")[2].removeprefix(".venv/bin/")
+    words = shlex.split(command[0].rpartition("&& ")[2])
     if not (ROOT / ".venv/bin/python").exists():
         pytest.skip("its servers are started by .venv/bin/python")
 
-    done = subprocess.run(
-        f"{Path(sys.executable).parent}/{run}",
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
+    printed = faultless(sys.executable, "-m", "agent_fsm.cli", *words[1:])
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"CallTools  (\w+) ok", done.stdout) == ["time__convert_time", "git__git_branch"]
+    assert words[0] == ".venv/bin/agent-fsm"
+    assert re.findall(r"CallTools  (\w+) ok", printed) == ["time__convert_time", "git__git_branch"]
 
 
 def test_every_setting_stands_there_with_its_default() -> None:

@@ -1,9 +1,7 @@
 """Several tool backends as one: a dead, hanging or raising one never hides the tools of the others."""
 
 import asyncio
-import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import MappingProxyType
@@ -12,9 +10,10 @@ from typing import Any, Literal
 from attrs import frozen
 
 from agent_fsm.errors import ConfigError
-from agent_fsm.messages import LEGAL_NAME, cut
+from agent_fsm.messages import cut
 from agent_fsm.protocol import ToolInvoker, ToolResult, ToolsUnavailable
 from agent_fsm.reading import looks_like_research, read_tools
+from agent_fsm.tools.names import tool_name
 
 __all__ = ["BackendHealth", "CombinedInvoker"]
 
@@ -155,7 +154,7 @@ class CombinedInvoker:
                 place = _Place(backend, own)
                 name = self._given.get(place) or (own if own in plain else "")
                 if not name:
-                    name = _prefixed(place, plain | places.keys() | set(self._given.values()))
+                    name = tool_name(backend, own, plain | places.keys() | set(self._given.values()))
                 places[name] = place
                 if looks_like_research(own) if named is None else own in named:
                     research.add(name)
@@ -294,19 +293,6 @@ def _numbered(name: str, taken: Collection[str]) -> str:
         number += 1
         unique = f"{name}{number}"
     return unique
-
-
-_ILLEGAL = re.compile(r"[^A-Za-z0-9_-]")
-
-
-def _prefixed(place: _Place, taken: Collection[str]) -> str:
-    """Return the name under which a tool is offered that shares its own with another backend's."""
-    whole = f"{place.backend}__{place.name}"
-    legal = _ILLEGAL.sub("_", whole)
-    if legal == whole and LEGAL_NAME.match(whole) and whole not in taken:
-        return whole
-    digest = hashlib.sha256(f"{place.backend}\0{place.name}".encode()).hexdigest()[:8]
-    return f"{legal[:55]}_{digest}"
 
 
 def _research_of(backend: ToolInvoker) -> Collection[str] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from agent_fsm.messages import encodable
 from agent_fsm.protocol import ToolResult
 
 __all__ = ["McpTool", "openai_tool", "read_result", "read_tool"]
@@ -37,22 +38,11 @@ def read_result(answer: Mapping[str, Any]) -> ToolResult:
     if not isinstance(content, list | tuple):
         lines.insert(0, f"error: the call was carried out, but its result has no list of content: {_compact(content)}")
     return ToolResult(
-        clean("\n".join(lines)),
+        encodable("\n".join(lines)),
         ok=answer.get("isError") is not True and isinstance(content, list | tuple),
         parts=tuple(block for block in blocks if isinstance(block, Mapping) and _text(block) is None),
         structured=structured,
     )
-
-
-def clean(text: str) -> str:
-    """Return *text* with `?` in place of lone surrogates, which no provider takes."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
 
 
 def _text(block: object) -> str | None:
@@ -159,7 +149,7 @@ def read_tool(listed: object) -> McpTool | str:
     annotations, output = listed.get("annotations"), listed.get("outputSchema")
     return McpTool(
         name,
-        clean(described),
+        encodable(described),
         {
             **{key: value for key, value in schema.items() if key != "$schema"},
             "type": "object",

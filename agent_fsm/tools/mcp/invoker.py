@@ -15,8 +15,8 @@ from agent_fsm.protocol import ToolResult
 from agent_fsm.redaction import redact_json
 from agent_fsm.tools.mcp.config import ServerSpec, read_servers, servers_of
 from agent_fsm.tools.mcp.content import McpTool, openai_tool
-from agent_fsm.tools.mcp.names import tool_name
 from agent_fsm.tools.mcp.server import OnElicit, Server, ServerHealth
+from agent_fsm.tools.names import tool_name
 
 __all__ = ["MCPInvoker", "Servers"]
 

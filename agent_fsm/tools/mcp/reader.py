@@ -11,7 +11,7 @@ from typing import Any
 
 import mcp_types as types
 
-from agent_fsm.tools.mcp.content import clean
+from agent_fsm.messages import encodable
 
 __all__ = ["LOST", "SESSION_GONE", "UNREADABLE", "UNSENT", "Events", "named_id", "read_message", "wanted_by", "whole"]
 
@@ -58,9 +58,9 @@ def whole(value: Any) -> Any:
     """Return a JSON value without lone surrogates."""
     match value:
         case str():
-            return clean(value)
+            return encodable(value)
         case dict():
-            return {clean(key): whole(each) for key, each in value.items()}
+            return {encodable(key): whole(each) for key, each in value.items()}
         case list():
             return [whole(each) for each in value]
     return value

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from attrs import evolve, frozen
 
-from agent_fsm.messages import cut
+from agent_fsm.messages import cut, encodable
 from agent_fsm.protocol import ToolResult
 from agent_fsm.redaction import redact, redact_json
 from agent_fsm.tools.mcp.config import ServerSpec
-from agent_fsm.tools.mcp.content import McpTool, clean, read_result, read_tool
+from agent_fsm.tools.mcp.content import McpTool, read_result, read_tool
 from agent_fsm.tools.mcp.logs import kept_out_of_logs
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Server:
             return _failed("error: the call was carried out, but its result is nested too deeply to be read")
 
     def _redacted(self, text: str) -> str:
-        return cut(redact(clean(text), self._secrets), _WORDS_CHARS)
+        return cut(redact(encodable(text), self._secrets), _WORDS_CHARS)
 
     # The connection
 

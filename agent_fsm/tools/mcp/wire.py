@@ -33,10 +33,9 @@ from mcp.shared.transport_context import TransportContext
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from agent_fsm.messages import cut
+from agent_fsm.messages import cut, encodable
 from agent_fsm.redaction import redact
 from agent_fsm.tools.mcp.config import ServerSpec
-from agent_fsm.tools.mcp.content import clean
 from agent_fsm.tools.mcp.http import MAX_BODY_BYTES, HttpClient
 from agent_fsm.tools.mcp.reader import LOST, SESSION_GONE, UNREADABLE, UNSENT, named_id, read_message, wanted_by, whole
 from agent_fsm.tools.mcp.stdio import MAX_LINE_BYTES, Child, child_environment
@@ -340,7 +339,7 @@ class Session:
             raise _wire_error(error, self._secrets) from None
         except (ValidationError, ValueError, RecursionError) as error:
             raise WireError(Failure.REFUSED, f"it can't be written as a request: {error}") from None
-        raise AssertionError("no answer is let pass")  # pragma: no cover
+        raise AssertionError("no answer is let pass")  # an answer never gets past the dispatcher: it raises _Answered
 
 
 _FAILURES = {
@@ -360,7 +359,7 @@ def _wire_error(error: MCPError, secrets: Sequence[str]) -> WireError:
         failure = Failure.LOST
     if failure is None:
         failure, why = Failure.REFUSED, f"MCP error {error.code}: {why}"
-    return WireError(failure, cut(redact(clean(why), secrets), 2_000))
+    return WireError(failure, cut(redact(encodable(why), secrets), 2_000))
 
 
 class _Answered(Exception):  # noqa: N818 - no error: takes a result past the session, which would judge it

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_fsm.messages import LEGAL_NAME
-from agent_fsm.tools.mcp.names import tool_name
+from agent_fsm.tools.names import tool_name
 
 
 def digest(server: str, tool: str) -> str:

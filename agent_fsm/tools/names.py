@@ -1,4 +1,4 @@
-"""Names: what the model calls the tools of MCP servers; legal for every provider, and reversible by a map."""
+"""Names: what the model calls tools of many servers or backends; legal for every provider, reversible by a map."""
 
 import hashlib
 import re
